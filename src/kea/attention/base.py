@@ -1,0 +1,98 @@
+"""The attention seam: what a step asks of a backend. Owns the plan's types and the backend's contract.
+
+Attention runs over a list of *runs*: stretches of one context's positions, each giving a partial result and its
+log-sum-exp, merged exactly. Dense causal attention is one run; a dropped span is the gap between two; a window is a run with
+a left mask. Knows no requests, no models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The positions [start, stop) of a context, seen by a query at position t where they are at most t.
+
+    With `left`, only those with t - position <= left are seen (left = w - 1 for a window of w keys with itself).
+    """
+
+    start: int
+    stop: int
+    left: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SequencePlan:
+    """One context's part of a step.
+
+    Its queries are the rows [row_start, row_start + num_queries) of the flattened batch, at the positions `position`,
+    `position` + 1, ... Its key at position j lies in slot page_table[j // page_tokens] * page_tokens + j % page_tokens;
+    a page in no run may be -1. The runs are disjoint, ordered, and the last one ends at the last query's position + 1.
+    """
+
+    row_start: int
+    num_queries: int
+    position: int
+    page_table: tuple[int, ...]
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """The attention of one step: every context's part, and the slot that each row's new key and value go to ([T] int64)."""
+
+    sequences: tuple[SequencePlan, ...]
+    slots: torch.Tensor
+    page_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """The shape of one layer's attention and what the model adds to it.
+
+    `window`: keys visible to a query, itself included (transformers' `sliding_window`). `softcap`: logits become
+    softcap * tanh(logits / softcap). A model with learned sink logits (gpt-oss) passes them per call.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """One layer's KV memory: keys [num_slots, KV, Dk] and values [num_slots, KV, Dv]; slot = page * page_tokens + offset."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+class AttentionBackend(Protocol):
+    """Writes the step's keys and values into the cache and attends over the plan's runs.
+
+    `batch_invariant` says whether a row's result is bitwise the same whatever else is in the batch.
+    """
+
+    name: str
+    batch_invariant: bool
+
+    def attend(
+        self,
+        spec: LayerSpec,
+        query: torch.Tensor,  # [T, H, Dk], after rotary
+        key: torch.Tensor,  # [T, KV, Dk], after rotary
+        value: torch.Tensor,  # [T, KV, Dv]
+        cache: LayerCache,
+        plan: StepPlan,
+        sinks: torch.Tensor | None = None,  # [H] logits that enter the softmax denominator once
+    ) -> torch.Tensor:  # [T, H, Dv]
+        ...

@@ -1,0 +1,54 @@
+"""The model seam: what the engine asks of a decoder. Knows attention's types, no requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from kea.attention.base import LayerCache, LayerSpec, StepPlan
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What a loaded decoder is. `max_len`: the positions it was trained for, in tokens. `kv_token_bytes`: KV of one token."""
+
+    name: str
+    family: str
+    vocab_size: int
+    max_len: int
+    layers: tuple[LayerSpec, ...]
+    eos_token_ids: tuple[int, ...]
+    kv_token_bytes: int
+    num_parameters: int
+    device: str
+    dtype: str
+    backend: str
+    batch_invariant: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepInput:
+    """The flattened batch of one step: [T] token ids and positions, the [R] rows whose logits are wanted, the plan."""
+
+    token_ids: torch.Tensor  # [T] int64
+    positions: torch.Tensor  # [T] int64
+    logit_rows: torch.Tensor  # [R] int64
+    plan: StepPlan
+
+
+class DecoderModel(Protocol):
+    """A decoder on one device, stateless between steps: its KV lives in the cache passed in."""
+
+    @property
+    def facts(self) -> ModelFacts: ...
+
+    def create_cache(self, num_slots: int) -> tuple[LayerCache, ...]:
+        """Allocate the KV memory: one `LayerCache` of `num_slots` slots per layer."""
+        ...
+
+    def forward(self, step: StepInput, cache: tuple[LayerCache, ...]) -> torch.Tensor:
+        """Write the step's KV into `cache` and return the logits [R, V] fp32 of `logit_rows`."""
+        ...
