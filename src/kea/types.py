@@ -89,12 +89,14 @@ class GenerateOptions:
     """One generation: how tokens are drawn, when it stops, what it must match, what is reported.
 
     `logprobs` counts the alternatives reported per token (0: only the chosen token; None: nothing).
+    `skip_special_tokens`: special tokens have no text; without it they appear (parsers of tool calls read them).
     """
 
     stopping: Stopping
     sampling: Sampling = field(default_factory=Sampling)
     constraint: Constraint | None = None
     logprobs: int | None = None
+    skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
         if self.logprobs is not None:
