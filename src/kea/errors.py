@@ -162,9 +162,7 @@ def error_from_dict(data: Mapping[str, Any]) -> KeaError:
     return error
 
 
-def check_range(
-    name: str, value: float, low: float | None = None, high: float | None = None
-) -> None:
+def check_range(name: str, value: float, low: float | None = None, high: float | None = None) -> None:
     """Raise `InvalidRequest` unless low <= value <= high (a missing bound is open)."""
     is_low = low is not None and not value >= low
     is_high = high is not None and not value <= high

@@ -1,0 +1,97 @@
+"""The engine's settings and how they meet the machine's and the model's facts. Pure: no torch, no clocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kea.errors import InvalidRequest, check_range
+from kea.models.base import ModelFacts
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What an engine runs and the limits of a step.
+
+    `kv_memory_bytes`: budget of the page pool (None: a quarter of what is free, at most what the model can use).
+    `max_model_len`: tokens of one context (None: the model's own). `max_num_batched_tokens`: tokens of one step.
+    `tpot_objective_s`: prefill chunks are sized so that a step with decoding contexts is predicted to stay below it.
+    `num_threads`: of torch (None: the machine's cores).
+    """
+
+    model: str
+    dtype: str = "auto"
+    device: str = "auto"
+    backend: str = "auto"
+    kv_memory_bytes: int | None = None
+    page_tokens: int = 16
+    max_model_len: int | None = None
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    tpot_objective_s: float | None = None
+    num_threads: int | None = None
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise InvalidRequest(f"dtype is {self.dtype!r}; allowed: {', '.join(DTYPES)}.", param="dtype")
+        check_range("page_tokens", self.page_tokens, 1, 1024)
+        check_range("max_num_seqs", self.max_num_seqs, 1)
+        check_range("max_num_batched_tokens", self.max_num_batched_tokens, 1)
+        for name in ("kv_memory_bytes", "max_model_len", "num_threads"):
+            value = getattr(self, name)
+            if value is not None:
+                check_range(name, value, 1)
+        if self.tpot_objective_s is not None:
+            check_range("tpot_objective_s", self.tpot_objective_s, 1e-6)
+
+
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """The limits that hold once model and memory are known. All in tokens, pages or contexts."""
+
+    num_pages: int
+    page_tokens: int
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    tpot_objective_s: float | None = None
+
+
+def resolve_limits(config: EngineConfig, facts: ModelFacts, free_bytes: int) -> StepLimits:
+    """Return the limits for this model on a machine with `free_bytes` of memory left after the weights.
+
+    Raises `InvalidRequest` where `max_model_len` is longer than the model's positions, or than the page pool.
+    """
+    max_len = config.max_model_len or facts.max_len
+    if max_len > facts.max_len:
+        raise InvalidRequest(
+            f"max_model_len is {max_len}; {facts.name} has positions for {facts.max_len} tokens.", param="max_model_len"
+        )
+    page_bytes = facts.kv_token_bytes * config.page_tokens
+    useful_pages = config.max_num_seqs * -(-max_len // config.page_tokens)
+    num_pages = _num_pages(config, page_bytes, useful_pages, free_bytes)
+    pool_tokens = num_pages * config.page_tokens
+    if pool_tokens < max_len:
+        if config.max_model_len is not None or pool_tokens < config.page_tokens:
+            raise InvalidRequest(
+                f"A KV memory of {num_pages * page_bytes} bytes holds {pool_tokens} tokens; one context may need {max_len}.",
+                param="kv_memory_bytes",
+                hint="Give more memory, or a smaller max_model_len.",
+            )
+        max_len = pool_tokens
+    return StepLimits(
+        num_pages,
+        config.page_tokens,
+        max_len,
+        config.max_num_seqs,
+        config.max_num_batched_tokens,
+        config.tpot_objective_s,
+    )
+
+
+def _num_pages(config: EngineConfig, page_bytes: int, useful_pages: int, free_bytes: int) -> int:
+    if config.kv_memory_bytes is not None:
+        return config.kv_memory_bytes // page_bytes
+    return max(1, min(useful_pages, free_bytes // 4 // page_bytes))

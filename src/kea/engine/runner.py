@@ -1,0 +1,71 @@
+"""Runs a step on the model: page copies, the flattened batch, the forward pass. Owns the KV tensors; knows no requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from kea.attention.base import Run, SequencePlan, StepPlan
+from kea.engine.batcher import StepWork, WorkItem
+from kea.memory import KVMemory, PageCopy
+from kea.models.base import DecoderModel, StepInput
+
+
+class Runner:
+    """The model and its page pool. Lives as long as its engine."""
+
+    def __init__(self, model: DecoderModel, memory: KVMemory, num_pages: int, page_tokens: int) -> None:
+        self._model = model
+        self._memory = memory
+        self._page_tokens = page_tokens
+        self._cache = model.create_cache(num_pages * page_tokens)
+
+    def run(self, work: StepWork, logit_rows: Sequence[int]) -> torch.Tensor:
+        """Compute a step; return the logits [R, V] fp32 of the given rows of the flattened batch."""
+        self._copy(work.copies)
+        step = self._step_input(work.items, logit_rows)
+        with torch.inference_mode():
+            return self._model.forward(step, self._cache)
+
+    def _copy(self, copies: Sequence[PageCopy]) -> None:
+        for copy in copies:
+            src, dst = copy.src * self._page_tokens, copy.dst * self._page_tokens
+            for layer in self._cache:
+                layer.keys[dst : dst + copy.num_tokens] = layer.keys[src : src + copy.num_tokens]
+                layer.values[dst : dst + copy.num_tokens] = layer.values[src : src + copy.num_tokens]
+
+    def _step_input(self, items: Sequence[WorkItem], logit_rows: Sequence[int]) -> StepInput:
+        token_ids: list[int] = []
+        sequences: list[SequencePlan] = []
+        positions: list[np.ndarray] = []
+        slots: list[np.ndarray] = []
+        for item in items:
+            sequences.append(self._plan(item, len(token_ids)))
+            token_ids.extend(item.context.tokens[item.start : item.stop])
+            positions.append(np.arange(item.start, item.stop, dtype=np.int64))
+            slots.append(self._slots(sequences[-1].page_table, positions[-1]))
+        device = self._model.facts.device
+        plan = StepPlan(tuple(sequences), _tensor(np.concatenate(slots), device), self._page_tokens)
+        return StepInput(
+            _tensor(np.array(token_ids, dtype=np.int64), device),
+            _tensor(np.concatenate(positions), device),
+            _tensor(np.array(logit_rows, dtype=np.int64), device),
+            plan,
+        )
+
+    def _plan(self, item: WorkItem, row: int) -> SequencePlan:
+        pages = item.context.pages
+        runs = tuple(Run(start, stop) for start, stop in self._memory.visible_runs(pages, item.stop))
+        return SequencePlan(row, item.stop - item.start, item.start, tuple(pages.table), runs)
+
+    def _slots(self, table: Sequence[int], positions: np.ndarray) -> np.ndarray:
+        first = positions[0] // self._page_tokens
+        used = np.array(table[first : positions[-1] // self._page_tokens + 1], dtype=np.int64)
+        return used[positions // self._page_tokens - first] * self._page_tokens + positions % self._page_tokens
+
+
+def _tensor(array: np.ndarray, device: str) -> torch.Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor if device == "cpu" else tensor.to(device, non_blocking=True)

@@ -1,0 +1,78 @@
+"""The state of one context inside the engine, and its lifecycle. Knows no torch, no batch."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from kea.engine.base import Command, ContextSpec
+from kea.errors import KeaError
+from kea.memory import ContextPages
+from kea.types import TokenLogprob
+
+if TYPE_CHECKING:
+    from kea.engine.generation import GenerationState
+
+
+class Phase(Enum):
+    """UNBORN: a fork whose parent has not reached it. IDLE: nothing to compute. WAITING: for a place in the batch."""
+
+    UNBORN = "unborn"
+    IDLE = "idle"
+    WAITING = "waiting"
+    RUNNING = "running"
+    CLOSED = "closed"
+
+
+MOVES: dict[Phase, frozenset[Phase]] = {
+    Phase.UNBORN: frozenset({Phase.IDLE, Phase.CLOSED}),
+    Phase.IDLE: frozenset({Phase.WAITING, Phase.CLOSED}),
+    Phase.WAITING: frozenset({Phase.RUNNING, Phase.IDLE, Phase.CLOSED}),
+    Phase.RUNNING: frozenset({Phase.WAITING, Phase.IDLE, Phase.CLOSED}),
+    Phase.CLOSED: frozenset(),
+}
+
+
+@dataclass(slots=True, eq=False)
+class ContextState:
+    """A context: its tokens, its pages, what it generates now, and the operations that wait behind that.
+
+    The last token is always left pending while nothing is generated: it is computed when a generation needs its logits or
+    when more tokens follow. So a generation always has a row to draw from.
+    """
+
+    context_id: int
+    arrival: int
+    spec: ContextSpec
+    pages: ContextPages
+    tokens: list[int] = field(default_factory=list)
+    phase: Phase = Phase.IDLE
+    operations: deque[Command] = field(default_factory=deque)
+    generation: GenerationState | None = None
+    error: KeaError | None = None
+    prompt_logprobs: dict[int, TokenLogprob] = field(default_factory=dict)
+
+    @property
+    def goal(self) -> int:
+        """The number of tokens that should be computed now."""
+        return len(self.tokens) if self.generation is not None else max(0, len(self.tokens) - 1)
+
+    @property
+    def num_pending(self) -> int:
+        return self.goal - self.pages.num_computed
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a new operation must wait behind another."""
+        return self.generation is not None or self.phase is Phase.UNBORN or bool(self.operations)
+
+    @property
+    def rank(self) -> tuple[int, float, int]:
+        """Smaller is served earlier and preempted later."""
+        return (self.spec.priority, self.spec.order, self.arrival)
+
+    def move(self, phase: Phase) -> None:
+        assert phase in MOVES[self.phase], f"a context cannot go from {self.phase} to {phase}"
+        self.phase = phase
