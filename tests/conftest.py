@@ -1,0 +1,46 @@
+"""What all tests share: where the data beside the checkout lies, no network, and hypothesis without a clock."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+# No test may wait for a hub: what is not on this machine is not there.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+
+# The machine is shared with whatever else runs, so a slow example is no failure; the same examples every time.
+hypothesis.settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("default")
+
+
+def require_shared(*parts: str) -> Path:
+    """Return a path below ../shared; skip the test, with the reason, where it is absent."""
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"needs {'/'.join(('shared', *parts))} beside the checkout, which is not there")
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder of data beside the checkout."""
+    return require_shared()
+
+
+@pytest.fixture(scope="session")
+def stories260k() -> Path:
+    """A small trained Llama (260K parameters, context 512) as a Hugging Face directory."""
+    return require_shared("models", "stories260k")
+
+
+@pytest.fixture(scope="session")
+def parrot_wire() -> Path:
+    """The recorded requests of Parrot's original client."""
+    return require_shared("facts", "parrot_wire.jsonl")

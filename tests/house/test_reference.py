@@ -1,0 +1,98 @@
+"""Reference pages follow the code: a page left behind, missing or made by nothing is found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import typer
+
+from kea import errors
+from tools import commands
+from tools.reference.__main__ import FOLDER, check_reference, write_reference
+from tools.reference.commands import render_commands
+from tools.reference.errors import render_errors
+from tools.reference.page import Page, SourceMissing, SourceWrong, first_sentence, format_table
+
+PAGE = Page("things.md", "Things", lambda: "one\n")
+
+
+def raise_missing() -> str:
+    raise SourceMissing("kea has no things")
+
+
+def test_written_pages_are_up_to_date(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert write_reference(tmp_path, (PAGE,)) == 0
+    assert capsys.readouterr().out == "docs/reference/things.md: written\n"
+    assert check_reference(tmp_path, (PAGE,)) == []
+    assert "# Things\n\none\n" in (tmp_path / FOLDER / "things.md").read_text()
+
+
+def test_a_page_behind_the_code_is_found(tmp_path: Path) -> None:
+    write_reference(tmp_path, (PAGE,))
+    (found,) = check_reference(tmp_path, (Page("things.md", "Things", lambda: "two"),))
+    assert str(found) == "docs/reference/things.md: is behind the code; run `make docs` and commit it."
+
+
+def test_missing_and_stray_pages_are_found(tmp_path: Path) -> None:
+    write_reference(tmp_path, (PAGE,))
+    other = Page("others.md", "Others", lambda: "x")
+    assert [str(finding) for finding in check_reference(tmp_path, (other,))] == [
+        "docs/reference/others.md: is not there; run `make docs` and commit it.",
+        "docs/reference/things.md: is made by nothing; delete it.",
+    ]
+
+
+def test_a_page_that_cannot_be_made_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = Page("things.md", "Things", raise_missing)
+    assert write_reference(tmp_path, (page,)) == 1
+    assert capsys.readouterr().out == "docs/reference/things.md: cannot be made: kea has no things\n"
+    assert [finding.message for finding in check_reference(tmp_path, (page,))] == ["cannot be made: kea has no things"]
+
+
+def test_the_page_of_errors_has_every_error() -> None:
+    text = render_errors()
+    for cls in errors.all_error_classes():
+        if cls.__module__ == "kea.errors":
+            assert f"`{cls.code}`" in text or cls is errors.KeaError
+    assert "| `EngineDied` | `engine_died` | `KeaError` | yes |" in text
+
+
+def test_an_error_missing_from_the_drawn_tree_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(errors, "__doc__", (errors.__doc__ or "").replace("├── Conflict ", "├── Quarrel "))
+    with pytest.raises(SourceWrong, match=r"differ: Conflict, Quarrel\."):
+        render_errors()
+
+
+def test_the_page_of_commands_reads_a_typer_application(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = typer.Typer(help="Serve applications.")
+    group = typer.Typer(help="Measure.")
+    app.add_typer(group, name="bench")
+
+    @app.command()
+    def serve(
+        model: str = typer.Argument(..., help="A model | directory."), port: int = typer.Option(8000, help="The port.")
+    ) -> None:
+        """Serve a model."""
+
+    @group.command("load")
+    def load(secret: bool = typer.Option(False, "--secret", hidden=True)) -> None:
+        """Load a server."""
+
+    monkeypatch.setattr("kea.cli.app", app, raising=False)
+    tree = commands.load_commands()
+    assert tree is not None
+    assert list(tree.complain(["bench", "lod"])) == ["names `kea bench lod`; commands are load."]
+    text = render_commands()
+    assert "## `kea serve`\n\nServe a model.\n" in text
+    assert "| `MODEL` | required | A model \\| directory. |" in text
+    assert "| `--port` | `8000` | The port. |" in text
+    assert "## `kea bench load`" in text
+    assert "--secret" not in text
+
+
+def test_tables_and_sentences() -> None:
+    assert format_table(["a"], [["x | y\nz"]]) == "| a |\n| --- |\n| x \\| y z |"
+    assert first_sentence("Do it\n    well. Then rest.\n\nMore.") == "Do it well."
+    assert first_sentence("No stop") == "No stop"
+    assert first_sentence(None) == ""

@@ -1,0 +1,36 @@
+"""The page of errors: every class of `kea.errors`, its code on the wire, and what the drawn tree says of it."""
+
+from __future__ import annotations
+
+import re
+
+from kea import errors
+from tools.reference.page import Page, SourceWrong, format_table
+
+DRAWN = re.compile(r"^[│├└─ ]*(\w+)\s{2,}(\S.*)$")
+
+
+def render_errors() -> str:
+    """Return the table, in the order of the tree drawn at the top of `kea/errors.py`."""
+    meanings = _read_tree(errors.__doc__ or "")
+    classes = {cls.__name__: cls for cls in errors.all_error_classes() if cls.__module__ == errors.__name__}
+    drawn, real = set(meanings) | {"KeaError"}, set(classes)
+    if drawn != real:
+        names = ", ".join(sorted(drawn ^ real))
+        raise SourceWrong(f"the tree drawn at the top of kea/errors.py and its classes differ: {names}.")
+    rows = [_row(classes[name], meaning) for name, meaning in meanings.items()]
+    table = format_table(["Error", "Code", "Is a", "Retryable", "Meaning"], rows)
+    return f"Every error of Kea is a `kea.errors.KeaError`; `code` names it on the wire.\n\n{table}"
+
+
+def _read_tree(docstring: str) -> dict[str, str]:
+    matches = (DRAWN.match(line) for line in docstring.splitlines() if line.startswith(("├", "│", "└")))
+    return {match[1]: match[2] for match in matches if match}
+
+
+def _row(cls: type[errors.KeaError], meaning: str) -> list[str]:
+    retryable = "yes" if cls.retryable else "no"
+    return [f"`{cls.__name__}`", f"`{cls.code}`", f"`{cls.__bases__[0].__name__}`", retryable, meaning]
+
+
+PAGE = Page("errors.md", "Errors", render_errors)
