@@ -4,3 +4,5 @@ Importing this package imports neither torch nor the server.
 """
 
 __version__ = "0.1.0"
+
+__all__ = ["__version__"]
