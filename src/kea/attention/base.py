@@ -1,8 +1,8 @@
 """The attention seam: what a step asks of a backend. Owns the plan's types and the backend's contract.
 
 Attention runs over a list of *runs*: stretches of one context's positions, each giving a partial result and its
-log-sum-exp, merged exactly. Dense causal attention is one run; a dropped span is the gap between two; a window is a run with
-a left mask. Knows no requests, no models.
+log-sum-exp, merged exactly. Dense causal attention is one run; a dropped span is the gap between two; a window is a run
+with a left mask. Knows no requests, no models.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class SequencePlan:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """The attention of one step: every context's part, and the slot that each row's new key and value go to ([T] int64)."""
+    """The attention of one step: every context's part, and the slot of each row's new key and value ([T] int64)."""
 
     sequences: tuple[SequencePlan, ...]
     slots: torch.Tensor
@@ -70,10 +70,30 @@ class LayerSpec:
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    """One layer's KV memory: keys [num_slots, KV, Dk] and values [num_slots, KV, Dv]; slot = page * page_tokens + offset."""
+    """One layer's KV memory: keys [num_slots, KV, Dk], values [num_slots, KV, Dv]; slot = page * page_tokens + i."""
 
     keys: torch.Tensor
     values: torch.Tensor
+
+
+class PreparedPlan(Protocol):
+    """One step's attention, ready to be run layer by layer; lives as long as the step.
+
+    Holds what is the same in every layer (gather indices, masks), computed once.
+    """
+
+    def attend(
+        self,
+        spec: LayerSpec,
+        query: torch.Tensor,  # [T, H, Dk], after rotary
+        key: torch.Tensor,  # [T, KV, Dk], after rotary
+        value: torch.Tensor,  # [T, KV, Dv]
+        cache: LayerCache,
+        *,
+        sinks: torch.Tensor | None = None,  # [H] logits that enter the softmax denominator once
+    ) -> torch.Tensor:  # [T, H, Dv]
+        """Write `key` and `value` to the plan's slots of `cache`, then attend. A query that sees no key gives zeros."""
+        ...
 
 
 class AttentionBackend(Protocol):
@@ -85,14 +105,6 @@ class AttentionBackend(Protocol):
     name: str
     batch_invariant: bool
 
-    def attend(
-        self,
-        spec: LayerSpec,
-        query: torch.Tensor,  # [T, H, Dk], after rotary
-        key: torch.Tensor,  # [T, KV, Dk], after rotary
-        value: torch.Tensor,  # [T, KV, Dv]
-        cache: LayerCache,
-        plan: StepPlan,
-        sinks: torch.Tensor | None = None,  # [H] logits that enter the softmax denominator once
-    ) -> torch.Tensor:  # [T, H, Dv]
+    def prepare(self, plan: StepPlan) -> PreparedPlan:
+        """Compute what every layer of this step shares. One prepared plan is in use at a time per backend."""
         ...

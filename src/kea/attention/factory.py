@@ -1,0 +1,25 @@
+"""Picks the attention backend by name and device. Imports torch only once a backend is made."""
+
+from __future__ import annotations
+
+from kea.attention.base import AttentionBackend
+from kea.errors import InvalidRequest
+
+BACKEND_NAMES = ("auto", "torch", "reference")
+
+
+def create_backend(name: str = "auto", device: str = "cpu") -> AttentionBackend:
+    """Return the backend `name` for `device`; `auto` is the fastest exact one there (`torch` everywhere so far).
+
+    Raises `InvalidRequest` for a name that is not in `BACKEND_NAMES`.
+    """
+    del device  # every backend so far runs wherever torch runs
+    if name in {"auto", "torch"}:
+        from kea.attention.gather import GatherAttention
+
+        return GatherAttention()
+    if name == "reference":
+        from kea.attention.reference import ReferenceAttention
+
+        return ReferenceAttention()
+    raise InvalidRequest(f"backend is {name!r}; it must be one of {', '.join(BACKEND_NAMES)}.", param="backend")
