@@ -1,4 +1,4 @@
-"""Holds the prose to the code: links, make targets, commands and options, Python examples, the map of folders.
+"""Holds the prose to the code: links, make targets, commands, examples, letters of shapes, the map of folders.
 
 It reads the documents; it runs none of their commands. A command of `kea` is looked up in `kea.cli.app`.
 """
@@ -17,16 +17,20 @@ import kea
 from tools.commands import CommandTree, load_commands
 from tools.findings import Finding, run_check
 from tools.markdown import Piece, find_documents, walk_commands, walk_pieces
-from tools.source import PACKAGE
+from tools.source import PACKAGE, find_sources
 
 TARGET = re.compile(r"^([a-z][\w-]*):", re.MULTILINE)
 NAME = re.compile(r"^kea\.(\w+)")
+SHAPE = re.compile(r"#.*?\[([\w*+/, -]+)\]")
+LETTER = re.compile(r"\b[A-Z][A-Za-z]?\b")
 STRUCTURES = "docs/structures.md"
+MAP_HEADING = f"## Folders of `{PACKAGE}`"
+GLOSSARY = "docs/glossary.md"
 
 
 def check_docs(root: Path) -> list[Finding]:
     """Return every link, command, option and example in the documents that the project does not have."""
-    findings = list(_check_structures(root))
+    findings = [*_check_structures(root), *_check_letters(root)]
     targets = frozenset(TARGET.findall(_read(root / "Makefile")))
     commands = load_commands()
     for path in find_documents(root):
@@ -93,11 +97,26 @@ def _check_structures(root: Path) -> Iterator[Finding]:
         yield Finding(STRUCTURES, 0, "is missing: the life of one request and a line per folder belong there.")
         return
     there = {path.name for path in (root / PACKAGE).iterdir() if path.is_dir() and path.name != "__pycache__"}
-    named = set(re.findall(r"^\|\s*`(\w+)/`", text, re.MULTILINE))
+    section = text.partition(MAP_HEADING)[2].split("\n## ")[0]
+    named = set(re.findall(r"^\|\s*`(\w+)/`", section, re.MULTILINE))
     for folder in sorted(there - named):
-        yield Finding(STRUCTURES, 0, f"has no line for {PACKAGE}/{folder}; add `| `{folder}/` | ... |` to its table.")
+        yield Finding(
+            STRUCTURES, 0, f"has no line for {PACKAGE}/{folder}; add `| `{folder}/` | ... |` below {MAP_HEADING!r}."
+        )
     for folder in sorted(named - there):
         yield Finding(STRUCTURES, 0, f"has a line for {PACKAGE}/{folder}, which is not there.")
+
+
+def _check_letters(root: Path) -> Iterator[Finding]:
+    """The shapes written in comments use the letters of the glossary."""
+    letters = set(re.findall(r"^\| `([A-Z]\w?)` \|", _read(root / GLOSSARY), re.MULTILINE))
+    for source in find_sources(root, PACKAGE):
+        for number, line in enumerate(source.text.splitlines(), start=1):
+            shape = SHAPE.search(line)
+            for letter in sorted(set(LETTER.findall(shape[1] if shape else "")) - letters):
+                yield Finding(
+                    source.path, number, f"writes a shape with {letter}, a letter that {GLOSSARY} does not have."
+                )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from tools import check_docs
 from tools.commands import CommandTree, Option
 from tools.markdown import walk_commands, walk_pieces
 
+MAP = "## Folders of `src/kea`\n| `engine/` | steps |\n\n## Others\n| `tests/` | tests |\n"
 PORT = Option(("--port", "-p"), "The port.", "8000", required=False, is_argument=False)
 SERVE = CommandTree("kea serve", "Serve a model.", (PORT,))
 BENCH_SERVE = CommandTree("kea bench serve", "Load a server.", ())
@@ -21,9 +22,9 @@ def a_small_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_docs, "load_commands", lambda: TREE)
 
 
-def plant(root: Path, readme: str, structures: str = "| `engine/` | steps |\n") -> list[str]:
-    (root / "docs").mkdir()
-    (root / "src/kea/engine").mkdir(parents=True)
+def plant(root: Path, readme: str, structures: str = MAP) -> list[str]:
+    (root / "docs").mkdir(exist_ok=True)
+    (root / "src/kea/engine").mkdir(parents=True, exist_ok=True)
     (root / "Makefile").write_text("demo: x ## run\n\ntest: x\n")
     (root / "README.md").write_text(readme, encoding="utf-8")
     (root / "docs/structures.md").write_text(structures, encoding="utf-8")
@@ -78,7 +79,7 @@ def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
     [
         ("nothing\n", "docs/structures.md: has no line for src/kea/engine;"),
         (
-            "| `engine/` | x |\n| `moon/` | x |\n",
+            MAP.replace("\n\n", "\n| `moon/` | x |\n\n"),
             "docs/structures.md: has a line for src/kea/moon, which is not there.",
         ),
         ("", "docs/structures.md: is missing"),
@@ -87,6 +88,17 @@ def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
 def test_the_map_has_a_line_per_folder(tmp_path: Path, structures: str, expected: str) -> None:
     (found,) = plant(tmp_path, "", structures)
     assert found.startswith(expected)
+
+
+def test_shapes_use_the_letters_of_the_glossary(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/glossary.md").write_text("| `T` | rows |\n| `KV` | heads |\n")
+    (tmp_path / "src/kea/engine").mkdir(parents=True)
+    (tmp_path / "src/kea/engine/a.py").write_text(
+        "x = 1  # [T, KV, page, 2 * T]\ny = [A, B]\nz = 2  # born as [T, Hq] fp32\n"
+    )
+    (found,) = plant(tmp_path, "")
+    assert found == "src/kea/engine/a.py:3: writes a shape with Hq, a letter that docs/glossary.md does not have."
 
 
 def test_pieces_are_taken_apart_in_order() -> None:

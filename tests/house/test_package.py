@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 
@@ -25,8 +24,10 @@ print("\\n".join(sys.modules))
 
 
 def loaded_by(code: str, *arguments: str) -> set[str]:
-    command = [sys.executable, "-c", code, *arguments]
-    return set(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+    """The modules that are loaded once the code, which prints them, has run in a process of its own."""
+    result = subprocess.run([sys.executable, "-c", code, *arguments], check=False, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return set(result.stdout.split())
 
 
 def test_import_kea_loads_neither_torch_nor_the_server() -> None:
@@ -48,52 +49,30 @@ def test_rooms_that_know_no_tensors_load_none(room: str) -> None:
     assert loaded & TENSORS == set()
 
 
-def test_the_wheel_carries_every_file_of_the_package(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(tmp_path),
-        ".",
-    ]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("kea_serve-*.whl")
-    packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of the wheel by name; those of its metadata by their name below .dist-info."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), "."]
+    result = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    (path,) = folder.glob("kea_serve-*.whl")
+    with zipfile.ZipFile(path) as wheel:
+        return {name.split(".dist-info/")[-1]: wheel.read(name) for name in wheel.namelist()}
+
+
+def test_the_wheel_carries_every_file_of_the_package_and_no_other(packed: dict[str, bytes]) -> None:
     tracked = {path.removeprefix("src/") for path in tracked_files("src/kea")}
-    assert "kea/py.typed" in packed
-    assert tracked <= packed
-    assert all(name.startswith("kea/") for name in packed)
+    metadata = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
+    assert "kea/py.typed" in tracked
+    assert tracked <= packed.keys()
+    assert [name for name in packed.keys() - metadata if not name.startswith("kea/")] == []
 
 
-def test_the_wheel_names_its_licence_and_command(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(tmp_path),
-        ".",
-    ]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("kea_serve-*.whl")
-    with zipfile.ZipFile(wheel) as packed:
-        texts = {
-            name.split(".dist-info/")[-1]: packed.read(name).decode()
-            for name in packed.namelist()
-            if ".dist-info/" in name
-        }
-    assert "kea = kea.cli:main" in texts["entry_points.txt"]
-    assert "License-Expression: Apache-2.0" in texts["METADATA"]
-    assert "Apache License" in texts["licenses/LICENSE"]
+def test_the_wheel_names_its_licence_and_command(packed: dict[str, bytes]) -> None:
+    assert b"kea = kea.cli:main" in packed["entry_points.txt"]
+    assert b"License-Expression: Apache-2.0" in packed["METADATA"]
+    assert b"Apache License" in packed["licenses/LICENSE"]
 
 
 def tracked_files(folder: str) -> list[str]:
