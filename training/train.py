@@ -1,0 +1,190 @@
+"""The training loop: one segment, from nothing or from saved weights, for a given number of minutes.
+
+    python -m training.train --data DIR --out .train/run --length 512 --minutes 9 [--cooldown 3] [--device cuda]
+
+The folder `--out` holds the tokenizer, the tokens of the books, the latest weights in fp32 (master.safetensors), how
+far they are (state.json) and the log (log.jsonl). A segment continues what it finds there; the optimizer is warmed up
+again. Knows nothing of the prompts inside the rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from training import model as model_module
+from training.config import OptimConfig, Recipe
+from training.corpus import load_corpus
+from training.data import Batch, RowMaker
+from training.model import Llama
+from training.optimizer import Optimizer
+from training.vocabulary import load_or_train_tokenizer
+
+SAVE_EVERY_S = 120.0
+LOG_EVERY = 25
+FULL_SIZE_LEN = 1024  # samples have their full difficulty in rows of this length
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """What one call of the loop is asked to do."""
+
+    out: Path
+    length: int
+    minutes: float
+    cooldown: float
+    device: str
+    compiled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the weights of a run are."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+class Run:
+    """One segment of training. Owns the weights and the optimizer; writes into its folder and nowhere else."""
+
+    def __init__(self, recipe: Recipe, segment: Segment, tokenizer: Tokenizer, rows: RowMaker) -> None:
+        self._recipe, self._segment, self._rows = recipe, segment, rows
+        self._progress = load_progress(segment.out)
+        torch.manual_seed(recipe.seed)
+        self.model = Llama(replace(recipe.model, vocab_size=tokenizer.get_vocab_size()))
+        self._load_weights()
+        self.model.to(segment.device)
+        self._optimizer = Optimizer(self.model.named_parameters(), recipe.optim)
+        self.model.bfloat16()
+        self._loss = model_module.weighted_loss
+        if segment.compiled:
+            self._compile()
+
+    def run(self) -> Progress:
+        """Train until the time is over, then save; return how far the weights are."""
+        start = saved = time.monotonic()
+        first = self._progress
+        losses: list[float] = []
+        while (elapsed := time.monotonic() - start) < self._segment.minutes * 60:
+            scale = learning_rate_scale(self._progress.step - first.step, elapsed, self._recipe.optim, self._segment)
+            losses.append(self._step(scale))
+            self._progress = Progress(
+                self._progress.step + 1,
+                self._progress.tokens + self._recipe.tokens_per_step,
+                first.seconds + time.monotonic() - start,
+            )
+            if self._progress.step % LOG_EVERY == 0:
+                self._log(losses, scale)
+                losses.clear()
+            if time.monotonic() - saved > SAVE_EVERY_S:
+                self.save()
+                saved = time.monotonic()
+        self.save()
+        return self._progress
+
+    def save(self) -> None:
+        """Write the master weights and the progress."""
+        masters = self._optimizer.load_masters()
+        weights = {name: masters[id(p)].contiguous().cpu() for name, p in self.model.named_parameters()}
+        save_file(weights, self._segment.out / "master.safetensors")
+        (self._segment.out / "state.json").write_text(json.dumps(asdict(self._progress)) + "\n", encoding="utf-8")
+
+    def _load_weights(self) -> None:
+        path = self._segment.out / "master.safetensors"
+        if path.exists():
+            self.model.load_state_dict(load_file(path))
+
+    def _compile(self) -> None:
+        for layer in self.model.layers:
+            layer.compile(dynamic=False)
+        self._loss = torch.compile(model_module.weighted_loss, dynamic=False)
+
+    def _step(self, scale: float) -> float:
+        length = self._segment.length
+        batch = self._rows.batch(self._recipe.tokens_per_step // length, length)
+        ids, targets, weights = to_tensors(batch, self._segment.device)
+        hidden = self.model(ids).flatten(0, 1)
+        loss = self._loss(hidden, self.model.embed_tokens.weight, targets.flatten(), weights.flatten())
+        torch.autograd.backward(loss)
+        self._optimizer.step(scale)
+        return float(loss.detach())
+
+    def _log(self, losses: list[float], scale: float) -> None:
+        entry = {
+            "step": self._progress.step,
+            "tokens": self._progress.tokens,
+            "seconds": round(self._progress.seconds, 1),
+            "length": self._segment.length,
+            "lr_scale": round(scale, 4),
+            "loss": round(sum(losses) / len(losses), 4),
+        }
+        if not math.isfinite(entry["loss"]):
+            raise FloatingPointError(f"the loss is {entry['loss']} at step {entry['step']}; lower the learning rate")
+        with (self._segment.out / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(entry) + "\n")
+        print(entry, flush=True)
+
+
+def to_tensors(batch: Batch, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ids, targets and weights of a batch on a device."""
+    arrays = (batch.ids, batch.targets, batch.weights)
+    ids, targets, weights = (torch.from_numpy(array.copy()).to(device) for array in arrays)
+    return ids, targets, weights
+
+
+def learning_rate_scale(step: int, elapsed_s: float, optim: OptimConfig, segment: Segment) -> float:
+    """Return the factor of a warmup, a plateau and a linear cooldown over the last `segment.cooldown` minutes."""
+    warm = min(1.0, (step + 1) / optim.warmup_steps)
+    left_s = segment.minutes * 60 - elapsed_s
+    return min(warm, left_s / (segment.cooldown * 60)) if segment.cooldown else warm
+
+
+def load_progress(out: Path) -> Progress:
+    """Return how far the run in a folder is; a new folder is at the start."""
+    path = out / "state.json"
+    return Progress(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else Progress()
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with books/ and tinystories.txt")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--length", type=int, default=1024, help="tokens per row")
+    parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--cooldown", type=float, default=0.0, help="minutes of linear decay at the end")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--tokens-per-step", type=int, default=Recipe().tokens_per_step)
+    parser.add_argument("--sink-token", action="store_true", help="begin every row with a learnable sink token")
+    parser.add_argument("--eager", action="store_true", help="do not compile (no C++ compiler is needed then)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run one segment as the command line says."""
+    arguments = parse_arguments()
+    recipe = replace(Recipe(), tokens_per_step=arguments.tokens_per_step, sink_token=arguments.sink_token)
+    segment = Segment(
+        arguments.out, arguments.length, arguments.minutes, arguments.cooldown, arguments.device, not arguments.eager
+    )
+    tokenizer = load_or_train_tokenizer(arguments.data, arguments.out, recipe)
+    corpus = load_corpus(arguments.data, tokenizer, arguments.out)
+    done = load_progress(arguments.out)
+    rows = RowMaker(tokenizer, corpus, recipe.mixture, recipe.seed + done.step, recipe.sink_token)
+    rows.set_size(min(1.0, arguments.length / FULL_SIZE_LEN))
+    print(Run(recipe, segment, tokenizer, rows).run())
+
+
+if __name__ == "__main__":
+    main()
