@@ -1,6 +1,6 @@
 """Holds the prose to the code: links, make targets, commands, examples, letters of shapes, the map of folders.
 
-It reads the documents; it runs none of their commands. A command of `kea` is looked up in `kea.cli.app`.
+It reads the documents; it runs none of their commands. Commands of `kea` are looked up in its Typer application.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import kea
 from tools.commands import CommandTree, load_commands
 from tools.findings import Finding, run_check
+from tools.loading import SourceMissing, load_module
 from tools.markdown import Piece, find_documents, walk_commands, walk_pieces
 from tools.source import PACKAGE, find_sources
 
@@ -32,7 +32,11 @@ def check_docs(root: Path) -> list[Finding]:
     """Return every link, command, option and example in the documents that the project does not have."""
     findings = [*_check_structures(root), *_check_letters(root)]
     targets = frozenset(TARGET.findall(_read(root / "Makefile")))
-    commands = load_commands()
+    try:
+        load_module("kea")
+        commands = load_commands()
+    except SourceMissing as error:
+        return [*findings, Finding(PACKAGE, 0, f"commands and names in the documents cannot be looked up: {error}")]
     for path in find_documents(root):
         name = path.relative_to(root).as_posix()
         text = path.read_text(encoding="utf-8")
@@ -72,12 +76,13 @@ def _check_example(text: str) -> Iterator[str]:
 
 
 def _check_names(names: set[str]) -> Iterator[str]:
+    kea = load_module("kea")
     for name in sorted(names):
         if not hasattr(kea, name) and importlib.util.find_spec(f"kea.{name}") is None:
             yield f"names kea.{name}, which the package does not have."
 
 
-def _check_command(command: str, targets: frozenset[str], commands: CommandTree | None) -> Iterator[str]:
+def _check_command(command: str, targets: frozenset[str], commands: CommandTree) -> Iterator[str]:
     try:
         words = shlex.split(command)
     except ValueError:
@@ -86,7 +91,7 @@ def _check_command(command: str, targets: frozenset[str], commands: CommandTree 
         for word in words[1:]:
             if re.fullmatch(r"[a-z][\w-]*", word) and word not in targets:
                 yield f"names `make {word}`; the Makefile's targets are {', '.join(sorted(targets))}."
-    elif words[:1] and words[0].split("/")[-1] == "kea" and commands is not None:
+    elif words[:1] and words[0].split("/")[-1] == "kea":
         yield from commands.complain(words[1:])
 
 

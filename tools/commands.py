@@ -1,11 +1,12 @@
-"""The command line of `kea` as data, read from the Typer application `kea.cli.app`. Runs no command."""
+"""The command line of `kea` as data, read from its Typer application. Runs no command."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from tools.loading import load_attribute
 
 BUILT_IN = frozenset({"--help"})
 
@@ -51,12 +52,11 @@ class CommandTree:
             yield f"names `{self.name} {word}`; commands are {', '.join(sorted(self.commands))}."
 
 
-def load_commands() -> CommandTree | None:
-    """Read the tree of `kea.cli.app`; None while the command line has no such application."""
+def load_commands(module: str = "kea.cli.app") -> CommandTree:
+    """Read the tree of the Typer application named `app` in a module; raises `SourceMissing` where there is none."""
     import typer.main
 
-    app = getattr(importlib.import_module("kea.cli"), "app", None)
-    return None if app is None else _read_command("kea", typer.main.get_command(app))
+    return _read_command("kea", typer.main.get_command(load_attribute(module, "app")))
 
 
 def _read_command(name: str, command: Any) -> CommandTree:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tools import check_docs
-from tools.commands import CommandTree, Option
+from tools.commands import CommandTree, Option, load_commands
 from tools.markdown import walk_commands, walk_pieces
 
 MAP = "## Folders of `src/kea`\n| `engine/` | steps |\n\n## Others\n| `tests/` | tests |\n"
@@ -88,6 +88,12 @@ def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
 def test_the_map_has_a_line_per_folder(tmp_path: Path, structures: str, expected: str) -> None:
     (found,) = plant(tmp_path, "", structures)
     assert found.startswith(expected)
+
+
+def test_a_command_line_that_does_not_import_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_docs, "load_commands", lambda: load_commands("kea.no_such_room"))
+    (found,) = plant(tmp_path, "`kea surf`\n")
+    assert "cannot be looked up: kea.no_such_room cannot be imported: ModuleNotFoundError: No module named" in found
 
 
 def test_shapes_use_the_letters_of_the_glossary(tmp_path: Path) -> None:

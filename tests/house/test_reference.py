@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import typer
 
 from kea import errors
-from tools import commands
+from tools.commands import load_commands
+from tools.loading import SourceMissing
 from tools.reference.__main__ import FOLDER, check_reference, write_reference
 from tools.reference.commands import render_commands
 from tools.reference.errors import render_errors
-from tools.reference.page import Page, SourceMissing, SourceWrong, first_sentence, format_table
+from tools.reference.page import Page, SourceWrong, first_sentence, format_table
 
 PAGE = Page("things.md", "Things", lambda: "one\n")
 
@@ -79,9 +82,9 @@ def test_the_page_of_commands_reads_a_typer_application(monkeypatch: pytest.Monk
     def load(secret: bool = typer.Option(False, "--secret", hidden=True)) -> None:
         """Load a server."""
 
-    monkeypatch.setattr("kea.cli.app", app, raising=False)
-    tree = commands.load_commands()
-    assert tree is not None
+    monkeypatch.setitem(sys.modules, "planted_cli", SimpleNamespace(app=app))
+    tree = load_commands("planted_cli")
+    monkeypatch.setattr("tools.reference.commands.load_commands", lambda: tree)
     assert list(tree.complain(["bench", "lod"])) == ["names `kea bench lod`; commands are load."]
     text = render_commands()
     assert "## `kea serve`\n\nServe a model.\n" in text

@@ -6,7 +6,8 @@ import ast
 from collections.abc import Iterator
 
 from tools.findings import ROOT
-from tools.reference.page import Page, SourceMissing, format_table
+from tools.loading import SourceMissing
+from tools.reference.page import Page, format_table
 from tools.source import PACKAGE, Source, find_sources, split_parsable
 
 
@@ -15,7 +16,7 @@ def render_configuration() -> str:
     sources = split_parsable(find_sources(ROOT, PACKAGE))[0]
     sections = [section for source in sources for section in _sections(source)]
     if not sections:
-        raise SourceMissing("no module of the package has a class named ...Config")
+        raise SourceMissing("no module of the package has a class named ...Config.")
     return "\n\n".join(sections)
 
 

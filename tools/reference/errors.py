@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
-from kea import errors
+from tools.loading import load_module
 from tools.reference.page import Page, SourceWrong, format_table
 
 DRAWN = re.compile(r"^[│├└─ ]*(\w+)\s{2,}(\S.*)$")
@@ -12,6 +13,7 @@ DRAWN = re.compile(r"^[│├└─ ]*(\w+)\s{2,}(\S.*)$")
 
 def render_errors() -> str:
     """Return the table, in the order of the tree drawn at the top of `kea/errors.py`."""
+    errors = load_module("kea.errors")
     meanings = _read_tree(errors.__doc__ or "")
     classes = {cls.__name__: cls for cls in errors.all_error_classes() if cls.__module__ == errors.__name__}
     drawn, real = set(meanings) | {"KeaError"}, set(classes)
@@ -28,7 +30,7 @@ def _read_tree(docstring: str) -> dict[str, str]:
     return {match[1]: match[2] for match in matches if match}
 
 
-def _row(cls: type[errors.KeaError], meaning: str) -> list[str]:
+def _row(cls: Any, meaning: str) -> list[str]:
     retryable = "yes" if cls.retryable else "no"
     return [f"`{cls.__name__}`", f"`{cls.code}`", f"`{cls.__bases__[0].__name__}`", retryable, meaning]
 

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import inspect
 
-import kea
-from tools.reference.page import Page, SourceMissing, SourceWrong, first_sentence, format_table
+from tools.loading import load_attribute, load_module
+from tools.reference.page import Page, SourceWrong, first_sentence, format_table
 
 
 def render_names() -> str:
     """Return the table of `kea.__all__`, sorted."""
-    names = getattr(kea, "__all__", None)
-    if names is None:
-        raise SourceMissing("kea has no __all__")
-    absent = [name for name in names if not hasattr(kea, name)]
+    package = load_module("kea")
+    names = load_attribute("kea", "__all__")
+    absent = [name for name in names if not hasattr(package, name)]
     if absent:
         raise SourceWrong(f"kea.__all__ names what is not there: {', '.join(absent)}.")
-    return format_table(["Name", "Kind", "What it is"], [_row(name) for name in sorted(names)])
+    return format_table(["Name", "Kind", "What it is"], [_row(name, getattr(package, name)) for name in sorted(names)])
 
 
-def _row(name: str) -> list[str]:
-    value = getattr(kea, name)
+def _row(name: str, value: object) -> list[str]:
     if inspect.ismodule(value):
         kind = "module"
     elif inspect.isclass(value):

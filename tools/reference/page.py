@@ -8,17 +8,13 @@ from dataclasses import dataclass
 NOTICE = "<!-- Made from the code by `make docs`. Do not edit: change the code and make it again. -->"
 
 
-class SourceMissing(Exception):
-    """The code that a page is made from is not there; the message says what is missing."""
-
-
 class SourceWrong(Exception):
     """The code that a page is made from contradicts itself; the message says where."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page below docs/reference. `render` returns the text below the title, or raises one of the errors above."""
+    """A page below docs/reference. `render` returns what follows the title; raises `SourceMissing`, `SourceWrong`."""
 
     name: str
     title: str
