@@ -1,0 +1,152 @@
+"""`kea bench serve`: one run of the load client from its options to its report.
+
+Owns the exit status, the terminal and what Ctrl-C does. Does not know how a load is sent or counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+from kea.bench import serve_options as options
+from kea.bench.load.client import RequestShape, Target
+from kea.bench.load.figures import count
+from kea.bench.load.integers import parse_integer
+from kea.bench.load.lengths import parse_lengths
+from kea.bench.load.plan import TraceScale, Workload
+from kea.bench.load.prompts import read_prompts
+from kea.bench.load.traces import read_trace
+from kea.bench.machine import read_machine
+from kea.bench.progress import ProgressView
+from kea.bench.serve_report import build_report, write_requests
+from kea.bench.serving import Measurement, RelativeSlo, ServeSettings, measure
+from kea.bench.statistics import Slo
+from kea.bench.table import render_result
+from kea.errors import InvalidRequest, KeaError
+
+EXIT_NOTHING_ANSWERED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def serve(
+    *,
+    base_url: options.BaseUrl = "http://127.0.0.1:8000",
+    name: options.Name = "server",
+    model: options.ModelName = None,
+    api_key: options.ApiKey = None,
+    peer: options.Peers = None,
+    peer_key: options.PeerKeys = None,
+    api: options.Api = options.ApiChoice.COMPLETIONS,
+    rate: options.Rate = None,
+    concurrency: options.Concurrency = None,
+    trace: options.Trace = None,
+    trace_time_scale: options.TimeScale = 1.0,
+    trace_length_scale: options.LengthScale = 1.0,
+    num_requests: options.NumRequests = "100",
+    rounds: options.Rounds = None,
+    warmups: options.Warmups = 2,
+    seed: options.Seed = 0,
+    quick: options.Quick = False,
+    time_limit_s: options.TimeLimit = None,
+    timeout_s: options.Timeout = 600.0,
+    input_len: options.InputLen = "512",
+    output_len: options.OutputLen = "128",
+    max_input_len: options.MaxInputLen = None,
+    max_output_len: options.MaxOutputLen = None,
+    prefix_len: options.PrefixLen = "0",
+    prompts: options.Prompts = None,
+    ignore_eos: options.IgnoreEos = True,
+    temperature: options.Temperature = 0.0,
+    extra_body: options.ExtraBody = None,
+    slo_ttft_ms: options.SloTtft = None,
+    slo_tpot_ms: options.SloTpot = None,
+    slo_e2e_ms: options.SloE2e = None,
+    slo_of: options.SloOf = None,
+    slo_ttft_factor: options.TtftFactor = 2.0,
+    slo_tpot_factor: options.TpotFactor = 1.5,
+    json_file: options.JsonFile = None,
+    requests_file: options.RequestsFile = None,
+) -> None:
+    """Load an OpenAI-compatible server and report its latencies, throughput and goodput."""
+    try:
+        count_wanted = parse_integer(num_requests, "num-requests")
+        workload = Workload(
+            num_requests=count_wanted,
+            seed=seed,
+            arrivals=options.read_arrivals(rate, concurrency),
+            input_law=parse_lengths(input_len, "input-len"),
+            output_law=parse_lengths(output_len, "output-len"),
+            prefix_len=parse_integer(prefix_len, "prefix-len"),
+            trace=read_trace(trace, count_wanted) if trace else (),
+            trace_scale=TraceScale(trace_time_scale, trace_length_scale),
+            prompts=read_prompts(prompts) if prompts else (),
+            max_input_len=options.try_limit(max_input_len, "max-input-len"),
+            max_output_len=options.try_limit(max_output_len, "max-output-len"),
+        )
+        settings = ServeSettings(
+            targets=options.read_targets(Target(name, base_url, api_key), peer or [], peer_key or []),
+            workload=workload,
+            shape=RequestShape(api.value, ignore_eos, temperature, timeout_s, options.read_extra(extra_body)),
+            model=model,
+            slo=Slo(
+                options.try_seconds(slo_ttft_ms, "slo-ttft-ms"),
+                options.try_seconds(slo_tpot_ms, "slo-tpot-ms"),
+                options.try_seconds(slo_e2e_ms, "slo-e2e-ms"),
+            ),
+            relative_slo=RelativeSlo(slo_of, slo_ttft_factor, slo_tpot_factor) if slo_of else None,
+            num_rounds=rounds if rounds is not None else (3 if peer else 1),
+            num_warmups=warmups,
+            limit_s=time_limit_s,
+        )
+        status = run(options.make_quick(settings) if quick else settings, json_file, requests_file)
+    except KeaError as error:
+        Console(stderr=True).print(f"Error: {error}", style="red", highlight=False, markup=False)
+        raise typer.Exit(EXIT_USAGE if isinstance(error, InvalidRequest) else EXIT_NOTHING_ANSWERED) from error
+    raise typer.Exit(status)
+
+
+def run(settings: ServeSettings, json_file: Path | None, requests_file: Path | None) -> int:
+    """Measure, print the table, write the files, and return the exit status."""
+    console, notes = Console(), Console(stderr=True)
+    machine, began, started = read_machine(), datetime.now(UTC), time.perf_counter()
+    with ProgressView(notes) as view:
+        measured = asyncio.run(_measure_until_interrupted(settings, view))
+    if measured is None:
+        notes.print("Stopped before the load began; nothing was measured.")
+        return EXIT_INTERRUPTED
+    report = build_report(settings, measured, machine, began, time.perf_counter() - started)
+    console.print(render_result(measured, report))
+    if json_file is not None:
+        report.write(json_file)
+        notes.print(f"Report: {json_file}", highlight=False, markup=False)
+    if requests_file is not None:
+        write_requests(measured, requests_file)
+        notes.print(f"Requests: {requests_file}", highlight=False, markup=False)
+    return _status(measured)
+
+
+async def _measure_until_interrupted(settings: ServeSettings, view: ProgressView) -> Measurement | None:
+    """The first Ctrl-C ends the run and reports what finished; a second one ends the program."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+
+    def interrupt() -> None:
+        stop.set()
+        loop.remove_signal_handler(signal.SIGINT)
+
+    loop.add_signal_handler(signal.SIGINT, interrupt)
+    try:
+        return await measure(settings, view, stop)
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+
+
+def _status(measured: Measurement) -> int:
+    if measured.was_interrupted:
+        return EXIT_INTERRUPTED
+    is_answered = all(count(served.rounds).answered for served in measured.served)
+    return 0 if is_answered else EXIT_NOTHING_ANSWERED

@@ -1,0 +1,169 @@
+"""The options of `kea bench serve` and how their spellings become values.
+
+Owns names, help and parsing. Does not know what a run does with them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kea.bench.load.client import Target
+from kea.bench.load.integers import parse_integer
+from kea.bench.load.plan import Arrivals
+from kea.bench.serving import ServeSettings
+from kea.errors import InvalidRequest, check_range
+
+_LOAD, _LENGTHS, _GOALS, _OUTPUT = "Load", "Prompts and answers", "Objectives", "Output"
+
+# --quick: everything before the load within a minute, all rounds together within 200 s.
+_QUICK_REQUESTS, _QUICK_LIMIT_S, _QUICK_PREPARE_S = 32, 200.0, 60.0
+_QUICK_INPUT_LEN, _QUICK_OUTPUT_LEN = 256, 32
+
+
+class ApiChoice(StrEnum):
+    """Which of the two streamed endpoints is measured."""
+
+    COMPLETIONS = "completions"
+    CHAT = "chat"
+
+
+def _option(panel: str, text: str, *names: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar)
+
+
+BaseUrl = Annotated[str, typer.Option(help="The server to measure, with or without /v1.")]
+Name = Annotated[str, typer.Option(help="What the report calls this server.")]
+ModelName = Annotated[str | None, typer.Option(help="The model's name; a server with one model needs none.")]
+ApiKey = Annotated[str | None, typer.Option(envvar="KEA_API_KEY", help="This server's key; peers do not see it.")]
+Peers = Annotated[list[str] | None, typer.Option(metavar="NAME=URL", help="A server to compare with. Repeatable.")]
+PeerKeys = Annotated[list[str] | None, typer.Option(metavar="NAME=KEY", help="The key of a peer. Repeatable.")]
+Api = Annotated[ApiChoice, typer.Option(help="The endpoint.")]
+
+Rate = Annotated[str | None, _option(_LOAD, "Poisson arrivals per second; inf (the default) is all at once.")]
+Concurrency = Annotated[int | None, _option(_LOAD, "Instead of a rate: keep this many requests under way.")]
+Trace = Annotated[
+    Path | None,
+    _option(
+        _LOAD,
+        "A recorded load (Azure CSV or Mooncake JSON lines): its lengths, and its times unless --rate or"
+        " --concurrency is given.",
+    ),
+]
+TimeScale = Annotated[float, _option(_LOAD, "Multiplies the trace's gaps: 0.5 is twice as fast.")]
+LengthScale = Annotated[float, _option(_LOAD, "Multiplies the trace's lengths.")]
+NumRequests = Annotated[str, _option(_LOAD, "Requests per server and round.")]
+Rounds = Annotated[int | None, _option(_LOAD, "Rounds, interleaved between servers; by default 1, with peers 3.")]
+Warmups = Annotated[int, _option(_LOAD, "Requests to each server before, not reported.")]
+Seed = Annotated[int, _option(_LOAD, "The same seed gives the same load.")]
+Quick = Annotated[bool, _option(_LOAD, "A small load that ends within 5 minutes.", "--quick")]
+TimeLimit = Annotated[float | None, _option(_LOAD, "Stop the rounds after this time; what ended by then counts.")]
+Timeout = Annotated[float, _option(_LOAD, "A request without a whole answer by then has failed.")]
+
+InputLen = Annotated[str, _option(_LENGTHS, "Tokens: 512, 32k, uniform:128:1k or lognormal:512:0.8.")]
+OutputLen = Annotated[str, _option(_LENGTHS, "Tokens, spelled the same.")]
+MaxInputLen = Annotated[str | None, _option(_LENGTHS, "Cut longer prompts; the report says how many.")]
+MaxOutputLen = Annotated[str | None, _option(_LENGTHS, "Cut longer answers; the report says how many.")]
+PrefixLen = Annotated[str, _option(_LENGTHS, "Tokens shared by all prompts, before those of --input-len.")]
+Prompts = Annotated[Path | None, _option(_LENGTHS, "A file of prompts: one per line, or .jsonl.")]
+IgnoreEos = Annotated[bool, _option(_LENGTHS, "Ask for answers of exactly the wanted length.")]
+Temperature = Annotated[float, _option(_LENGTHS, "Of every request.")]
+ExtraBody = Annotated[str | None, _option(_LENGTHS, "Merged into every request.", metavar="JSON")]
+
+SloTtft = Annotated[float | None, _option(_GOALS, "The most a good request's TTFT takes.")]
+SloTpot = Annotated[float | None, _option(_GOALS, "The most a good request's TPOT takes.")]
+SloE2e = Annotated[float | None, _option(_GOALS, "The most a good request takes.")]
+SloOf = Annotated[
+    str | None, _option(_GOALS, "Instead: multiples of this server's TTFT and TPOT without load.", metavar="NAME")
+]
+TtftFactor = Annotated[float, _option(_GOALS, "The multiple of the TTFT, with --slo-of.")]
+TpotFactor = Annotated[float, _option(_GOALS, "The multiple of the TPOT, with --slo-of.")]
+
+JsonFile = Annotated[Path | None, _option(_OUTPUT, "Write the report.", "--json", metavar="FILE")]
+RequestsFile = Annotated[
+    Path | None, _option(_OUTPUT, "Write one JSON line per request.", "--requests", metavar="FILE")
+]
+
+
+def read_targets(first: Target, peers: Sequence[str], keys: Sequence[str]) -> tuple[Target, ...]:
+    """Return the subject and its peers, each with its own key only."""
+    addresses, secrets = _pairs(peers, "peer", "URL"), _pairs(keys, "peer-key", "KEY")
+    for name in secrets:
+        if name not in addresses:
+            raise InvalidRequest(
+                f"peer-key names {name!r}, which is no peer; peers: {', '.join(addresses) or 'none'}.", param="peer-key"
+            )
+    return (first, *(Target(name, url, secrets.get(name)) for name, url in addresses.items()))
+
+
+def _pairs(texts: Sequence[str], param: str, what: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value) or name in pairs:
+            # The value may be a key: it is not repeated here.
+            raise InvalidRequest(f"{param} for {name!r}: each is NAME={what}, with a name of its own.", param=param)
+        pairs[name] = value
+    return pairs
+
+
+def read_arrivals(rate: str | None, concurrency: int | None) -> Arrivals:
+    """Return how requests arrive; "inf" is no rate: all at once, or at the trace's times."""
+    if rate is not None and concurrency is not None:
+        raise InvalidRequest("rate and concurrency are both given; a load has one of them.", param="rate")
+    if rate is None:
+        return Arrivals(None, concurrency)
+    try:
+        rate_per_s = float(rate)
+    except ValueError:
+        rate_per_s = math.nan
+    if not rate_per_s > 0:
+        raise InvalidRequest(f"rate is {rate!r}; it must be a number above 0, or inf.", param="rate")
+    return Arrivals(rate_per_s if math.isfinite(rate_per_s) else None, None)
+
+
+def read_extra(text: str | None) -> Mapping[str, Any]:
+    if text is None:
+        return {}
+    try:
+        extra = json.loads(text)
+    except ValueError as error:
+        raise InvalidRequest(f"extra-body is no JSON: {error}.", param="extra-body") from error
+    if not isinstance(extra, dict):
+        raise InvalidRequest(f"extra-body is {text!r}; it must be a JSON object.", param="extra-body")
+    return extra
+
+
+def try_limit(text: str | None, param: str) -> int | None:
+    return None if text is None else parse_integer(text, param)
+
+
+def try_seconds(milliseconds: float | None, param: str) -> float | None:
+    if milliseconds is None:
+        return None
+    check_range(param, milliseconds, 0.0)
+    return milliseconds / 1000
+
+
+def make_quick(settings: ServeSettings) -> ServeSettings:
+    """Return the same run cut down so that it ends within five minutes, whatever the servers do."""
+    workload = settings.workload
+    small = replace(
+        workload,
+        num_requests=min(workload.num_requests, _QUICK_REQUESTS),
+        max_input_len=min(workload.max_input_len or _QUICK_INPUT_LEN, _QUICK_INPUT_LEN),
+        max_output_len=min(workload.max_output_len or _QUICK_OUTPUT_LEN, _QUICK_OUTPUT_LEN),
+    )
+    return replace(
+        settings,
+        workload=small,
+        limit_s=min(settings.limit_s or _QUICK_LIMIT_S, _QUICK_LIMIT_S),
+        prepare_limit_s=_QUICK_PREPARE_S,
+    )
