@@ -26,7 +26,7 @@ def assert_in_order(graph: ProgramGraph, nodes: list[Node]) -> None:
 
 def test_producers_and_consumers() -> None:
     graph = ProgramGraph()
-    graph.declare("x")
+    graph.add([], ["x"])
     graph.add([node("a", "x", "y z"), node("b", "y", "w"), node("c", "y z", "u")])
     assert graph.producer_of("x") is None
     assert graph.producer_of("z") == "a"
@@ -69,8 +69,7 @@ def test_a_refused_batch_leaves_nothing_behind(nodes: list[Node], error: type[Ex
 
 def test_a_cycle_through_calls_of_earlier_batches_is_found() -> None:
     graph = ProgramGraph()
-    for name in ("x", "y"):
-        graph.declare(name)
+    graph.add([], ["x", "y"])
     graph.add([node("b", "x", "p")])
     graph.add([node("c", "p", "q")])
     with pytest.raises(TemplateError, match="cycle"):
@@ -81,9 +80,13 @@ def test_a_cycle_through_calls_of_earlier_batches_is_found() -> None:
 
 def test_a_declared_name_is_unique() -> None:
     graph = ProgramGraph()
-    graph.declare("x")
-    with pytest.raises(Conflict, match="'x' exists"):
-        graph.declare("x")
+    graph.add([], ["x"])
+    for names in (["x"], ["z", "x"], ["z", "z"]):
+        with pytest.raises(Conflict, match="exists already"):
+            graph.add([], names)
+    with pytest.raises(TemplateError):
+        graph.add([node("a", "nope")], ["z"])
+    assert "z" not in graph
 
 
 def is_cyclic(edges: dict[str, set[str]]) -> bool:
@@ -99,8 +102,7 @@ def is_cyclic(edges: dict[str, set[str]]) -> bool:
 def test_random_insertions_agree_with_a_search(num_nodes: int, data: st.DataObject) -> None:
     """Every call writes one declared variable, and reads any others: earlier, later, or such that a cycle closes."""
     graph = ProgramGraph()
-    for idx in range(num_nodes):
-        graph.declare(f"v{idx}")
+    graph.add([], [f"v{idx}" for idx in range(num_nodes)])
     edges: dict[str, set[str]] = {}
     nodes: list[Node] = []
     for idx in data.draw(st.permutations(range(num_nodes))):
@@ -151,8 +153,7 @@ def test_ten_thousand_calls_one_by_one_are_cheap(shape: str) -> None:
     nodes = nodes[::-1] if shape.startswith("backward") else nodes
     graph = ProgramGraph()
     written = {name for item in nodes for name in item.writes}
-    for name in {name for item in nodes for name in item.reads} | written:
-        graph.declare(name)
+    graph.add([], sorted({name for item in nodes for name in item.reads} | written))
     started = time.perf_counter()
     for item in nodes:
         graph.add([item])

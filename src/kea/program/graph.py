@@ -40,15 +40,10 @@ class ProgramGraph:
         """Tell whether the variable is declared or written by a call."""
         return variable_id in self._declared or variable_id in self._producers
 
-    def declare(self, variable_id: str) -> None:
-        """Add a variable without a producer. Raises `Conflict` when it is there."""
-        if variable_id in self:
-            raise Conflict(f"variable {variable_id!r} exists already.", param="variables")
-        self._declared.add(variable_id)
-
-    def add(self, nodes: Sequence[Node]) -> None:
-        """Add calls. Raises `Conflict` or `TemplateError`, and then adds none of them."""
+    def add(self, nodes: Sequence[Node], declared: Sequence[str] = ()) -> None:
+        """Add variables without a producer, then calls. Raises `Conflict` or `TemplateError`, and then adds nothing."""
         added: list[Node] = []
+        self._declare(declared)
         try:
             for node in nodes:
                 self._add_node(node)
@@ -58,6 +53,7 @@ class ProgramGraph:
         except (Conflict, TemplateError):
             for node in reversed(added):
                 self._remove_node(node)
+            self._declared.difference_update(declared)
             raise
 
     def producer_of(self, variable_id: str) -> str | None:
@@ -83,6 +79,13 @@ class ProgramGraph:
     def in_order(self) -> list[str]:
         """Return all calls, each behind those whose variables it reads."""
         return self._order.sorted()
+
+    def _declare(self, variable_ids: Sequence[str]) -> None:
+        taken = next((variable_id for variable_id in variable_ids if variable_id in self), None)
+        taken = taken or first_repeated(variable_ids)
+        if taken is not None:
+            raise Conflict(f"variable {taken!r} exists already.", param="variables")
+        self._declared.update(variable_ids)
 
     def _add_node(self, node: Node) -> None:
         self._check_new(node)
