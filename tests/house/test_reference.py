@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,11 +12,13 @@ import pytest
 import typer
 
 from kea import errors
+from kea.server import errors as server_errors
 from tools.commands import load_commands
 from tools.loading import SourceMissing
 from tools.reference.__main__ import FOLDER, check_reference, write_reference
 from tools.reference.commands import render_commands
 from tools.reference.errors import render_errors
+from tools.reference.metrics import create_blank, render_metrics
 from tools.reference.page import Page, SourceWrong, first_sentence, format_table
 
 PAGE = Page("things.md", "Things", lambda: "one\n")
@@ -58,13 +62,46 @@ def test_the_page_of_errors_has_every_error() -> None:
     for cls in errors.all_error_classes():
         if cls.__module__ == "kea.errors":
             assert f"`{cls.code}`" in text or cls is errors.KeaError
-    assert "| `EngineDied` | `engine_died` | `KeaError` | yes |" in text
+    assert "| `EngineDied` | `engine_died` | 503 | `KeaError` | yes |" in text
 
 
 def test_an_error_missing_from_the_drawn_tree_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(errors, "__doc__", (errors.__doc__ or "").replace("├── Conflict ", "├── Quarrel "))
     with pytest.raises(SourceWrong, match=r"differ: Conflict, Quarrel\."):
         render_errors()
+
+
+def test_an_error_without_a_status_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    wire = {cls: entry for cls, entry in server_errors.WIRE.items() if cls is not errors.Conflict}
+    monkeypatch.setattr(server_errors, "WIRE", wire)
+    with pytest.raises(SourceWrong, match=r"WIRE gives no HTTP status to Conflict\."):
+        render_errors()
+
+
+def test_the_page_of_metrics_has_names_kinds_and_labels() -> None:
+    rows = render_metrics().splitlines()
+    assert sum(row.startswith("| `kea:prefix_cache_hits_total` | counter | `model_name` |") for row in rows) == 1
+    assert sum(row.startswith("| `kea:num_requests_running` | gauge | `model_name` |") for row in rows) == 1
+    assert sum(row.startswith("| `kea:time_to_first_token_seconds` | histogram | `model_name` |") for row in rows) == 1
+    assert not any("_created" in row for row in rows)
+
+
+def test_a_blank_is_made_of_any_record() -> None:
+    @dataclass(frozen=True)
+    class Inner:
+        ratio: float
+        names: tuple[str, ...]
+
+    @dataclass(frozen=True)
+    class Outer:
+        count: int
+        inner: Inner
+        by_name: Mapping[str, int]
+        error_ratio: float | None
+
+    # Names of local classes cannot be looked up from the module, so the hints are given as types.
+    Outer.__annotations__ = {"count": int, "inner": Inner, "by_name": Mapping[str, int], "error_ratio": float | None}
+    assert create_blank(Outer) == Outer(1, Inner(1.0, ()), {}, None)
 
 
 def test_the_page_of_commands_reads_a_typer_application(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from tools.loading import load_module
+from tools.loading import load_attribute, load_module
 from tools.reference.page import Page, SourceWrong, format_table
 
+INTRODUCTION = (
+    "Every error of Kea is a `kea.errors.KeaError`; `code` names it on the wire, HTTP is the status of the answer."
+)
 DRAWN = re.compile(r"^[│├└─ ]*(\w+)\s{2,}(\S.*)$")
 
 
@@ -20,9 +23,13 @@ def render_errors() -> str:
     if drawn != real:
         names = ", ".join(sorted(drawn ^ real))
         raise SourceWrong(f"the tree drawn at the top of kea/errors.py and its classes differ: {names}.")
-    rows = [_row(classes[name], meaning) for name, meaning in meanings.items()]
-    table = format_table(["Error", "Code", "Is a", "Retryable", "Meaning"], rows)
-    return f"Every error of Kea is a `kea.errors.KeaError`; `code` names it on the wire.\n\n{table}"
+    wire = load_attribute("kea.server.errors", "WIRE")
+    unplaced = sorted(name for name, cls in classes.items() if cls not in wire)
+    if unplaced:
+        raise SourceWrong(f"kea.server.errors.WIRE gives no HTTP status to {', '.join(unplaced)}.")
+    rows = [_row(classes[name], wire[classes[name]].status, meaning) for name, meaning in meanings.items()]
+    table = format_table(["Error", "Code", "HTTP", "Is a", "Retryable", "Meaning"], rows)
+    return f"{INTRODUCTION}\n\n{table}"
 
 
 def _read_tree(docstring: str) -> dict[str, str]:
@@ -30,9 +37,9 @@ def _read_tree(docstring: str) -> dict[str, str]:
     return {match[1]: match[2] for match in matches if match}
 
 
-def _row(cls: Any, meaning: str) -> list[str]:
+def _row(cls: Any, status: int, meaning: str) -> list[str]:
     retryable = "yes" if cls.retryable else "no"
-    return [f"`{cls.__name__}`", f"`{cls.code}`", f"`{cls.__bases__[0].__name__}`", retryable, meaning]
+    return [f"`{cls.__name__}`", f"`{cls.code}`", str(status), f"`{cls.__bases__[0].__name__}`", retryable, meaning]
 
 
 PAGE = Page("errors.md", "Errors", render_errors)
