@@ -9,7 +9,7 @@ from tools.loading import load_attribute, load_module
 from tools.reference.page import Page, SourceWrong, format_table
 
 INTRODUCTION = (
-    "Every error of Kea is a `kea.errors.KeaError`; `code` names it on the wire, HTTP is the status of the answer."
+    "Every error is a `kea.errors.KeaError`; its code names it on the wire, HTTP is the status of the answer."
 )
 DRAWN = re.compile(r"^[│├└─ ]*(\w+)\s{2,}(\S.*)$")
 

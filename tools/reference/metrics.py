@@ -23,6 +23,7 @@ def render_metrics() -> str:
     """Return the table of metrics, sorted by name."""
     snapshot = create_blank(load_attribute("kea.engine.base", "Snapshot"))
     metrics = load_attribute("kea.server.metrics", "Metrics")("model")
+    metrics.saw_failure("engine_fault")  # its labels show once it was counted
     text = metrics.expose(snapshot).decode()
     kinds, labels = dict(TYPE.findall(text)), _read_labels(text)
     rows = [
@@ -44,8 +45,8 @@ def _read_labels(text: str) -> dict[str, list[str]]:
 
 
 def create_blank(cls: Any) -> Any:
-    """Make a value of a type of the engine's snapshot: ones for numbers, blanks for what is nested, None where allowed."""
-    if dataclasses.is_dataclass(cls):
+    """Make a value of a type that stands in the engine's snapshot: ones for numbers, None where that is allowed."""
+    if isinstance(cls, type) and dataclasses.is_dataclass(cls):
         hints = typing.get_type_hints(cls)
         return cls(**{field.name: create_blank(hints[field.name]) for field in dataclasses.fields(cls)})
     origin = typing.get_origin(cls) or cls
