@@ -18,6 +18,7 @@ CHECKS: dict[str, tuple[str, ...]] = {
     "lint": ("ruff", "check", "."),
     "types": ("mypy",),
     "imports": ("tools.check_imports",),
+    "dependencies": ("tools.check_dependencies",),
     "sizes": ("tools.check_sizes", "--report"),
     "tracked": ("tools.check_tracked",),
     "docs": ("tools.check_docs",),
