@@ -1,1 +1,18 @@
+"""Models: loading, the decoder's contract, tokenizers. Importing this imports neither torch nor transformers."""
 
+from kea.models.base import DecoderModel, ModelFacts, StepInput
+from kea.models.detokenizer import Detokenizer
+from kea.models.loading import load_model
+from kea.models.progress import LoadProgress, ProgressCallback
+from kea.models.tokenizer import Tokenizer
+
+__all__ = [
+    "DecoderModel",
+    "Detokenizer",
+    "LoadProgress",
+    "ModelFacts",
+    "ProgressCallback",
+    "StepInput",
+    "Tokenizer",
+    "load_model",
+]

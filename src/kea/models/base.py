@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What a loaded decoder is. `max_len`: the positions it was trained for, in tokens. `kv_token_bytes`: KV of one token."""
+    """What a loaded decoder is. `max_len`: the positions it may use, in tokens. `kv_token_bytes`: KV of one token."""
 
     name: str
     family: str

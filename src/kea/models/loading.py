@@ -1,0 +1,166 @@
+"""Loads a decoder from a directory or the hub through transformers. Owns the order of a load.
+
+Refusals by config come before any weight is read; proofs that the loaded model runs exactly come after. Imports torch
+and transformers where used. Knows no requests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kea.errors import InvalidRequest, ModelLoadFailed
+from kea.models.base import DecoderModel, ModelFacts
+from kea.models.limits import Limits, read_limits
+from kea.models.progress import ProgressCallback, reporting
+from kea.models.source import eos_ids, failing_as_load_error, read_config, resolve_source, try_read_generation_config
+from kea.models.support import check_class, check_config
+
+if TYPE_CHECKING:
+    import torch
+
+    from kea.attention.base import AttentionBackend, LayerSpec
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One load: where from, in which arithmetic, with what bounds. `allow_pickle` also reads non-safetensors files."""
+
+    source: str
+    dtype: torch.dtype
+    device: str
+    revision: str | None
+    limits: Limits
+    allow_pickle: bool
+
+
+def load_model(
+    name_or_path: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str = "cpu",
+    backend: str = "auto",
+    revision: str | None = None,
+    max_len: int | None = None,
+    allow_pickle: bool = False,
+    progress: ProgressCallback | None = None,
+) -> DecoderModel:
+    """Load a decoder and prove that it runs exactly.
+
+    `dtype` auto is fp32 on a CPU, the checkpoint's own elsewhere. `max_len` bounds the context; above a longrope
+    model's original length it selects the long factors for every context. `allow_pickle` also reads checkpoints that
+    are not safetensors. Raises `ModelLoadFailed`, `Unsupported` with the reason, or `InvalidRequest` for a parameter.
+    """
+    if dtype not in DTYPES:
+        raise InvalidRequest(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.", param="dtype")
+    from kea.attention import create_backend
+
+    attention = create_backend(backend, device)
+    source = resolve_source(name_or_path)
+    config = read_config(source, revision)
+    check_config(config)
+    limits = read_limits(config, max_len)
+    order = Order(source, _torch_dtype(dtype, device, config), device, revision, limits, allow_pickle)
+    with reporting(progress) as report:
+        model = _read_weights(order, config)
+        report("check", 0, 1)
+        decoder = _bind_and_prove(model, attention, order)
+        report("check", 1, 1)
+    return decoder
+
+
+def _torch_dtype(dtype: str, device: str, config: Any) -> torch.dtype:
+    import torch
+
+    if dtype == "auto":
+        stored = getattr(config, "dtype", None)
+        return stored if device != "cpu" and isinstance(stored, torch.dtype) else torch.float32
+    chosen: torch.dtype = getattr(torch, dtype)
+    return chosen
+
+
+def _read_weights(order: Order, config: Any) -> Any:
+    """Return transformers' model in evaluation mode on the device; every weight must be in the checkpoint."""
+    from transformers import AutoModelForCausalLM
+
+    model_class = _model_class(config)
+    check_class(model_class, config.model_type)
+    with failing_as_load_error(order.source, "the weights"):
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            order.source,
+            config=config,
+            dtype=order.dtype,
+            revision=order.revision,
+            use_safetensors=None if order.allow_pickle else True,
+            trust_remote_code=False,
+            attn_implementation="eager",
+            output_loading_info=True,
+        )
+    problems = sorted(map(str, loaded["missing_keys"])) + sorted(map(str, loaded["mismatched_keys"]))
+    if problems:
+        raise ModelLoadFailed(
+            f"The checkpoint {order.source} lacks weights that its config asks for: {', '.join(problems[:5])}"
+            f"{' and others' if len(problems) > 5 else ''}.",
+            hint="Its files and its config.json do not belong together.",
+            param="model",
+        )
+    with failing_as_load_error(order.source, f"the weights onto {order.device}"):
+        return model.to(order.device).eval()
+
+
+def _model_class(config: Any) -> Any:
+    """Return transformers' class for this config; `ModelLoadFailed` where it has no causal model of the type."""
+    from transformers import AutoModelForCausalLM
+
+    model_class = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    if model_class is None:
+        raise ModelLoadFailed(
+            f"transformers has no decoder-only language model of type {config.model_type}.", param="model"
+        )
+    return model_class[0] if isinstance(model_class, tuple) else model_class
+
+
+def _bind_and_prove(model: Any, attention: AttentionBackend, order: Order) -> DecoderModel:
+    from kea.models.calls import register
+    from kea.models.hosted import HostedDecoder
+    from kea.models.probe import discover_layers, eager_logits, prove_equal
+    from kea.models.rotary import install_double_rotary
+
+    register()
+    with failing_as_load_error(order.source, "the layers"):
+        layers = discover_layers(model)
+        expected = eager_logits(model)
+        install_double_rotary(model, use_long=order.limits.use_long_rope)
+        facts = _facts(model, tuple(spec for _, spec in layers), attention, order)
+        decoder = HostedDecoder(
+            model,
+            facts,
+            attention,
+            tuple(module for module, _ in layers),
+            position_rows=order.limits.position_rows,
+        )
+        if not order.limits.use_long_rope:  # the model's own run is short, hence with the short factors
+            prove_equal(decoder, expected)
+    return decoder
+
+
+def _facts(model: Any, layers: tuple[LayerSpec, ...], attention: AttentionBackend, order: Order) -> ModelFacts:
+    config = model.config.get_text_config()
+    kv_values = sum(spec.num_kv_heads * (spec.key_dim + spec.value_dim) for spec in layers)
+    return ModelFacts(
+        name=Path(order.source).name if Path(order.source).is_dir() else order.source,
+        family=config.model_type,
+        vocab_size=config.vocab_size,
+        max_len=order.limits.max_len,
+        layers=layers,
+        eos_token_ids=eos_ids(try_read_generation_config(order.source, order.revision) or config),
+        kv_token_bytes=kv_values * order.dtype.itemsize,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        device=order.device,
+        dtype=str(order.dtype).removeprefix("torch."),
+        backend=attention.name,
+        batch_invariant=False,  # the matrix products of torch are not, whatever the attention is
+    )

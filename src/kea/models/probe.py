@@ -1,0 +1,145 @@
+"""Finds out how a loaded model calls attention, and proves that running it our way gives its own numbers.
+
+Owns the two probing forwards of a load. What cannot be proved is refused with the reason. Knows no requests.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kea.attention.base import LayerSpec, Run, SequencePlan, StepPlan
+from kea.errors import ModelLoadFailed, Unsupported
+from kea.models.base import StepInput
+from kea.models.calls import LAYER_ATTRIBUTE, PROBE_NAME, MaskFunction, ProbeRecorder, RecordedCall
+
+if TYPE_CHECKING:
+    from kea.models.hosted import HostedDecoder
+
+NUM_TOKENS = 9
+PAGE_TOKENS = 4
+FAR = 1 << 24
+MAX_ERROR = {torch.float32: 1e-3, torch.float64: 1e-3}
+MAX_ERROR_HALF = 0.05
+
+
+def discover_layers(model: Any) -> tuple[tuple[torch.nn.Module, LayerSpec], ...]:
+    """Run one forward and return every attention module with its layer's spec, in order.
+
+    Raises `Unsupported` unless every hidden layer called the registered attention exactly once, with a causal mask or a
+    causal window that equals the window it passed.
+    """
+    recorder = ProbeRecorder()
+    for module in model.modules():
+        setattr(module, LAYER_ATTRIBUTE, recorder)
+    model.set_attn_implementation(PROBE_NAME)
+    device = model.get_input_embeddings().weight.device
+    ids = probe_ids(model.config.get_text_config().vocab_size, 1).to(device)
+    positions = torch.arange(NUM_TOKENS, device=device)[None]
+    try:
+        with torch.inference_mode():
+            model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1)
+    finally:
+        for module in model.modules():
+            delattr(module, LAYER_ATTRIBUTE)
+    _check_calls(recorder.calls, model)
+    return tuple((call.module, call.spec) for call in recorder.calls)
+
+
+def probe_ids(vocab_size: int, rows: int) -> torch.Tensor:
+    """Return [rows, N] token ids spread over the vocabulary, the same every time."""
+    return (torch.arange(rows * NUM_TOKENS) * 7919 + 3).remainder(vocab_size).view(rows, NUM_TOKENS)
+
+
+def _check_calls(calls: list[RecordedCall], model: Any) -> None:
+    config = model.config.get_text_config()
+    num_modules = len({id(call.module) for call in calls})
+    if not len(calls) == num_modules == config.num_hidden_layers:
+        raise Unsupported(
+            f"{type(model).__name__} has {config.num_hidden_layers} layers, but its code called the registered "
+            f"attention {len(calls)} times in {num_modules} modules: some layers do something else than attention.",
+            param="model",
+        )
+    for index, call in enumerate(calls):
+        problem = _mask_problem(call)
+        if problem is not None:
+            raise Unsupported(f"Layer {index} of {type(model).__name__} {problem}.", param="model")
+
+
+def _mask_problem(call: RecordedCall) -> str | None:
+    if call.mask is None:
+        return "makes its own attention mask, so what a query sees there is unknown"
+    if not _sees_window(call.mask, call.spec.window):
+        window = "all earlier tokens" if call.spec.window is None else f"a window of {call.spec.window} tokens"
+        return f"masks its attention otherwise than by {window}"
+    return None
+
+
+def _sees_window(mask: MaskFunction, window: int | None) -> bool:
+    """Compare the model's mask at far positions with causal attention over `window` keys (the query's own included)."""
+    last = FAR if window is None else window - 1
+    distances = {0, last, min(last + 1, FAR), *(1 << k for k in range(FAR.bit_length())), 3000, -1, -7}
+    for distance in distances:
+        visible = mask(0, torch.tensor(0), torch.tensor(FAR), torch.tensor(FAR - distance))
+        if bool(visible) != (0 <= distance <= last):
+            return False
+    return True
+
+
+def eager_logits(model: Any) -> torch.Tensor:
+    """Return the logits [2, N, V] of two texts under the model's own attention."""
+    model.set_attn_implementation("eager")
+    device = model.get_input_embeddings().weight.device
+    ids = probe_ids(model.config.get_text_config().vocab_size, 2).to(device)
+    with torch.inference_mode():
+        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits.float()
+
+
+def prove_equal(decoder: HostedDecoder, expected: torch.Tensor) -> None:
+    """Compute the two texts of `eager_logits` through pages, chunked and mixed, and compare.
+
+    Raises `ModelLoadFailed` where the logits differ by more than the dtype's rounding.
+    """
+    ids = probe_ids(decoder.facts.vocab_size, 2)
+    cache = decoder.create_cache(8 * PAGE_TOKENS)
+    tables = ((6, 0, 3), (1, 7, 2))
+    half = NUM_TOKENS // 2
+    parts: list[list[torch.Tensor]] = [[], []]
+    for spans in (((0, half), (0, NUM_TOKENS - 1)), ((half, NUM_TOKENS), (NUM_TOKENS - 1, NUM_TOKENS))):
+        step = _step(ids, tables, spans)
+        logits = decoder.forward(_to(step, decoder.facts.device), cache)
+        rows = spans[0][1] - spans[0][0]
+        parts[0].append(logits[:rows])
+        parts[1].append(logits[rows:])
+    ours = torch.stack([torch.cat(rows) for rows in parts])
+    error = ((ours - expected).abs().max() / (1.0 + expected.abs().max())).item()
+    allowed = MAX_ERROR.get(decoder.compute_dtype, MAX_ERROR_HALF)
+    if not error <= allowed:
+        raise ModelLoadFailed(
+            f"{decoder.facts.family} computes other logits in flattened batches than alone: relative error "
+            f"{error:.2g}, allowed {allowed:g}.",
+            hint="It would not be served exactly, so it is not served.",
+            param="model",
+        )
+
+
+def _step(ids: torch.Tensor, tables: tuple[tuple[int, ...], ...], spans: tuple[tuple[int, int], ...]) -> StepInput:
+    """Flatten the token spans [start, stop) of each text into one step that asks for every row's logits."""
+    sequences, slots, row = [], [], 0
+    for table, (start, stop) in zip(tables, spans, strict=True):
+        sequences.append(SequencePlan(row, stop - start, start, table, (Run(0, stop),)))
+        slots += [table[j // PAGE_TOKENS] * PAGE_TOKENS + j % PAGE_TOKENS for j in range(start, stop)]
+        row += stop - start
+    return StepInput(
+        token_ids=torch.cat([text[start:stop] for text, (start, stop) in zip(ids, spans, strict=True)]),
+        positions=torch.cat([torch.arange(start, stop) for start, stop in spans]),
+        logit_rows=torch.arange(row),
+        plan=StepPlan(tuple(sequences), torch.tensor(slots), PAGE_TOKENS),
+    )
+
+
+def _to(step: StepInput, device: str) -> StepInput:
+    plan = StepPlan(step.plan.sequences, step.plan.slots.to(device), step.plan.page_tokens)
+    return StepInput(step.token_ids.to(device), step.positions.to(device), step.logit_rows.to(device), plan)

@@ -1,0 +1,75 @@
+"""Where a model comes from: a directory, or an id of the Hugging Face hub. Owns the reading of configs, its errors.
+
+Only safetensors are read, and no code from a checkpoint runs. Imports transformers where used. Knows no weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kea.errors import KeaError, ModelLoadFailed
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+HINT = "Give a directory with a config.json, or the id of a Hugging Face model that this machine can reach."
+
+
+def resolve_source(name_or_path: str | Path) -> str:
+    """Return the directory, or the hub id, that transformers is to load from.
+
+    Raises `ModelLoadFailed` where it is neither a model directory nor shaped like a hub id.
+    """
+    text = str(name_or_path)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelLoadFailed(f"The directory {text} has no config.json.", hint=HINT, param="model")
+        return str(path)
+    if path.exists():
+        raise ModelLoadFailed(f"{text} is a file; a model is a directory.", hint=HINT, param="model")
+    if text.startswith((".", "/", "~")) or not HUB_ID.fullmatch(text):
+        raise ModelLoadFailed(f"There is no model directory {text}.", hint=HINT, param="model")
+    return text
+
+
+@contextmanager
+def failing_as_load_error(source: str, what: str) -> Iterator[None]:
+    """Turn what transformers and the hub raise while `what` is read into one sentence of `ModelLoadFailed`."""
+    try:
+        yield
+    except KeaError:
+        raise
+    except MemoryError as error:
+        raise ModelLoadFailed(f"There is not enough memory for {what} of {source}.", param="model") from error
+    except Exception as error:  # whatever a third-party loader raises becomes our typed error
+        detail = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ModelLoadFailed(f"Could not read {what} of {source}: {detail}", hint=HINT, param="model") from error
+
+
+def read_config(source: str, revision: str | None = None) -> Any:
+    """Return the transformers config of `source` (a directory or hub id, see `resolve_source`)."""
+    with failing_as_load_error(source, "the config"):
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+
+
+def try_read_generation_config(source: str, revision: str | None = None) -> Any | None:
+    """Return the generation config of `source`, or None where it has none."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(source, revision=revision)
+    except OSError:
+        return None
+
+
+def eos_ids(config: Any) -> tuple[int, ...]:
+    """Return the end-of-sequence token ids that a config names, in its order; empty where it names none."""
+    ids = getattr(config, "eos_token_id", None)
+    if ids is None:
+        return ()
+    return tuple(ids) if isinstance(ids, list | tuple) else (int(ids),)

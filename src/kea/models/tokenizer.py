@@ -1,0 +1,173 @@
+"""Text to token ids and back. Owns one loaded tokenizer; safe to use from several threads.
+
+Rests on the tokenizers library through transformers' AutoTokenizer, which is imported when one is loaded (its import
+also imports torch where torch is installed). Knows no models, no requests.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from kea.errors import Unsupported
+from kea.models.chat import ChatTemplate
+from kea.models.detokenizer import ByteDecoder, Decoder, Detokenizer, WindowDecoder
+from kea.models.guard import Span, SpecialTokens, pieces
+from kea.models.source import eos_ids, failing_as_load_error, resolve_source, try_read_generation_config
+from kea.models.vocabulary import Vocabulary, try_read_vocabulary
+
+# What may stand before a text so that no prefix space is inserted before the text itself. One works where it becomes
+# tokens of its own, which is checked each time.
+SENTINELS = ("\n", "\x02", ".", "0", "a", "\u25a0")
+PREFIX_PROBES = ("a", "A", "1", ".")
+
+
+class Tokenizer:
+    """A tokenizer. `eos_token_ids` are those of the tokenizer and of the generation config beside it.
+
+    `chat` renders messages. In all methods `special` says whether the tokenizer adds its own special tokens (such as
+    the beginning of the sequence); `literal` lists character spans, and `allow_special=False` means the whole text, in
+    which the text of a special token stays text and cannot become the control token.
+    """
+
+    def __init__(self, tokenizer: Any, extra_eos_ids: Iterable[int] = ()) -> None:
+        if getattr(tokenizer, "backend_tokenizer", None) is None:
+            raise Unsupported(f"The tokenizer {type(tokenizer).__name__} has no tokenizer.json form.", param="model")
+        self._backend = tokenizer.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        own = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
+        self.eos_token_ids: tuple[int, ...] = tuple(dict.fromkeys([*own, *extra_eos_ids]))
+        self.bos_token_id: int | None = tokenizer.bos_token_id
+        self.vocab_size: int = self._backend.get_vocab_size(with_added_tokens=True)
+        added = self._backend.get_added_tokens_decoder().items()
+        self._special = SpecialTokens({token.content: index for index, token in added if token.special})
+        self.special_token_ids = frozenset(self._special.ids.values())
+        self.chat = ChatTemplate(tokenizer, self._special)
+
+    @classmethod
+    def load(cls, name_or_path: str | Path, *, revision: str | None = None) -> Tokenizer:
+        """Load from a directory or the hub; `ModelLoadFailed` with the reason."""
+        source = resolve_source(name_or_path)
+        with failing_as_load_error(source, "the tokenizer"):
+            from transformers import AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+            return cls(tokenizer, eos_ids(try_read_generation_config(source, revision)))
+
+    def encode(
+        self, text: str, *, special: bool = True, allow_special: bool = True, literal: Sequence[Span] = ()
+    ) -> list[int]:
+        """Return the token ids of a text that begins a sequence."""
+        spans = literal if allow_special else [(0, len(text))]
+        if not self._special.occurs_in(text, spans):
+            ids: list[int] = self._backend.encode(text, add_special_tokens=special).ids
+            return ids
+        return self._encode_guarded(text, spans, special)
+
+    def encode_continuation(self, text: str, *, allow_special: bool = True, literal: Sequence[Span] = ()) -> list[int]:
+        """Return the token ids of a text that follows other tokens: no beginning of sequence, no inserted space."""
+        literal = literal if allow_special else [(0, len(text))]
+        if not text or not self._inserts_prefix:
+            return self.encode(text, special=False, literal=literal)
+        for sentinel in SENTINELS:
+            lead = self.encode(sentinel, special=False)
+            shifted = [(start + len(sentinel), stop + len(sentinel)) for start, stop in literal]
+            ids = self.encode(sentinel + text, special=False, literal=shifted)
+            if ids[: len(lead)] == lead:
+                return ids[len(lead) :]
+        raise Unsupported(
+            "This tokenizer inserts a space before a text in a way that cannot be undone for this text.", param="model"
+        )
+
+    def encode_chat(self, messages: Sequence[dict[str, Any]], **options: Any) -> list[int]:
+        """Render messages by the chat template (options as in `ChatTemplate.render`) and return their token ids.
+
+        Only the template's own special tokens become control tokens; those spelled out in messages or tools stay text.
+        """
+        text, literal = self.chat.render_guarded(messages, **options)
+        return self.encode(text, special=False, literal=literal)
+
+    def render_chat(self, messages: Sequence[dict[str, Any]], **options: Any) -> str:
+        """Render messages by the chat template; options as in `ChatTemplate.render`."""
+        return self.chat.render(messages, **options)
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self.chat.exists
+
+    @property
+    def supports_tools(self) -> bool:
+        return self.chat.supports_tools
+
+    def decode(self, token_ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """Return the text of a whole sequence."""
+        detokenizer = self.create_detokenizer(skip_special=skip_special)
+        return detokenizer.push(token_ids) + detokenizer.flush()
+
+    def create_detokenizer(self, preceding: Sequence[int] = (), *, skip_special: bool = True) -> Detokenizer:
+        """Return the detokenizer of an output that follows the tokens `preceding` of its context."""
+        skipped = self.special_token_ids if skip_special else frozenset[int]()
+        decoder: Decoder
+        if self._vocabulary is not None:
+            decoder = ByteDecoder(self._vocabulary, at_start=all(index in skipped for index in preceding))
+        else:
+            decoder = WindowDecoder(self._decode_whole, [index for index in preceding[-64:] if index not in skipped])
+        return Detokenizer(decoder, skipped)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes that a token adds in the middle of a text."""
+        if self._vocabulary is None:
+            return self._decode_whole([token_id]).encode()
+        return self._vocabulary.pieces.get(token_id, b"")
+
+    @cached_property
+    def tokenizer_json(self) -> str:
+        """The tokenizer in the format of tokenizer.json."""
+        return str(self._backend.to_str())
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary | None:
+        tokens = {index: token for token, index in self._backend.get_vocab(with_added_tokens=True).items()}
+        return try_read_vocabulary(tokens, json.loads(self.tokenizer_json)["decoder"])
+
+    @cached_property
+    def _literal_backend(self) -> Any:
+        """A copy that reads the text of special tokens as text."""
+        from tokenizers import Tokenizer as Backend
+
+        copy = Backend.from_str(self.tokenizer_json)
+        copy.encode_special_tokens = True
+        return copy
+
+    @cached_property
+    def _inserts_prefix(self) -> bool:
+        lead = len(self.encode(SENTINELS[0], special=False))
+        return any(
+            self.encode(SENTINELS[0] + text, special=False)[lead:] != self.encode(text, special=False)
+            for text in PREFIX_PROBES
+        )
+
+    def _decode_whole(self, token_ids: Sequence[int]) -> str:
+        return str(self._backend.decode(list(token_ids), skip_special_tokens=False))
+
+    def _encode_guarded(self, text: str, literal: Sequence[Span], special: bool) -> list[int]:
+        """Encode the stretches between the special tokens outside `literal` one by one, where none is special."""
+        ids: list[int] = []
+        for piece in pieces(text, self._special, literal):
+            if isinstance(piece, int):
+                ids.append(piece)
+            else:
+                ids += self._literal_backend.encode(piece, add_special_tokens=False).ids
+        before, after = self._added_around() if special else ([], [])
+        return before + ids + after
+
+    def _added_around(self) -> tuple[list[int], list[int]]:
+        """Return the special tokens that the tokenizer puts before and after a text."""
+        plain = self._backend.encode(PREFIX_PROBES[0], add_special_tokens=False).ids
+        whole = self._backend.encode(PREFIX_PROBES[0], add_special_tokens=True).ids
+        start = next(i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
+        return whole[:start], whole[start + len(plain) :]
