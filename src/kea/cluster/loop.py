@@ -13,12 +13,12 @@ from kea.cluster.base import Died, Loading, Message, Ready, Receiver
 from kea.engine.base import Command
 from kea.engine.config import EngineConfig
 from kea.errors import EngineDied, KeaError, ModelLoadFailed
+from kea.models.progress import LoadProgress
 
 logger = logging.getLogger(__name__)
 
 CLOSE: None = None
 Inbox = queue.SimpleQueue["Sequence[Command] | None"]
-Report = Callable[[str, float | None], None]
 
 
 def run_engine(config: EngineConfig, inbox: Inbox, receive: Receiver) -> None:
@@ -26,7 +26,7 @@ def run_engine(config: EngineConfig, inbox: Inbox, receive: Receiver) -> None:
     try:
         from kea.engine.core import EngineCore  # imports torch: only here, on the engine's side
 
-        core = EngineCore.load(config, report=lambda stage, ratio: receive([Loading(stage, ratio)]))
+        core = EngineCore.load(config, report=lambda progress: receive([_loading(progress)]))
     except KeaError as error:
         receive([Died(error)])
         return
@@ -43,6 +43,10 @@ def run_engine(config: EngineConfig, inbox: Inbox, receive: Receiver) -> None:
     except Exception as error:
         logger.exception("the engine's loop failed")
         receive([Died(EngineDied(f"The engine failed: {error!r}."))])
+
+
+def _loading(progress: LoadProgress) -> Loading:
+    return Loading(progress.stage, progress.done / progress.total if progress.total else None)
 
 
 def _take(inbox: Inbox, handle: Callable[[Command], None], *, block: bool) -> bool:

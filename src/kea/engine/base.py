@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from kea.errors import KeaError
+from kea.memory.base import MemorySnapshot
 from kea.types import Chunk, GenerateOptions
 
 
@@ -158,19 +159,6 @@ class SnapshotTaken:
 
 
 Event = Generated | GenerationFailed | ContextFailed | SnapshotTaken
-
-
-@dataclass(frozen=True, slots=True)
-class MemorySnapshot:
-    """Pages by state (their sum is the pool), and the prefix tree's record since the start, in tokens."""
-
-    num_pages: int
-    num_free: int
-    num_used: int
-    num_cached: int
-    queried_tokens: int
-    hit_tokens: int
-    num_evicted: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ last-ranked running context is preempted: its full pages stay in the prefix tree
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from kea.engine.base import StepShape
@@ -63,7 +64,7 @@ class Batcher:
     def num_waiting(self) -> int:
         return len(self._waiting)
 
-    def order(self, copies: list[PageCopy]) -> None:
+    def order(self, copies: Iterable[PageCopy]) -> None:
         """Perform these page copies before anything else of the next step."""
         self._copies.extend(copies)
 
@@ -108,6 +109,16 @@ class Batcher:
         self._memory.commit(context.pages, context.tokens, item.stop)
         self._waiting.charge(context.spec.tenant, item.stop - item.start)
 
+    def check(self, contexts: Sequence[ContextState]) -> None:
+        """Raise `AssertionError` unless every context is exactly where its phase says."""
+        running = {id(context) for context in self._running}
+        waiting = {id(context) for context in self._waiting.in_order()}
+        for context in contexts:
+            assert (id(context) in running) == (context.phase is Phase.RUNNING), f"{context.context_id}: batch"
+            assert (id(context) in waiting) == (context.phase is Phase.WAITING), f"{context.context_id}: queue"
+            holds = context.pages.num_computed > 0 and context.phase is not Phase.RUNNING
+            assert not holds or context.context_id in self._resting, f"{context.context_id}: pages nobody can take back"
+
     # Planning
 
     def _plan_decodes(self, items: dict[int, WorkItem]) -> int:
@@ -130,7 +141,7 @@ class Batcher:
         if budget <= 0 or not self._find_prefix(context):
             return 0
         start = context.pages.num_computed
-        stop = min(context.goal, start + budget, self._memory.next_drop(context.pages))
+        stop = self._memory.chunk_stop(context.pages, min(context.goal, start + budget))
         while not self._memory.try_reserve(context.pages, stop):
             victim = self._make_room(context)
             if victim is not None:
@@ -148,7 +159,7 @@ class Batcher:
             return True
         if context.num_pending > 1:
             match = self._memory.match(pages, tokens, len(tokens) - 1)
-            self.order(list(match.copies))
+            self.order(match.copies)
             if context.generation is not None and not context.generation.num_preemptions:
                 context.generation.cached_tokens += match.num_tokens
         return not self._memory.claim(pages, tokens)
@@ -168,14 +179,13 @@ class Batcher:
             context.move(Phase.RUNNING)
             self._running.append(context)
             self._resting.pop(context.context_id, None)
-            if context.generation is not None:
-                context.generation.was_admitted()
             budget -= self._plan_prefill(context, items, budget)
 
     def _has_place(self, context: ContextState) -> bool:
         if len(self._running) >= self._limits.max_num_seqs:
             return False
-        return self._memory.can_hold(context.pages, len(context.tokens))
+        num_needed = -(-len(context.tokens) // self._limits.page_tokens) - len(context.pages.pages)
+        return num_needed <= self._memory.num_available
 
     # Making room
 

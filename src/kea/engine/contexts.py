@@ -20,6 +20,7 @@ from kea.engine.base import (
     Fork,
     Free,
     Generate,
+    Generated,
     GenerationFailed,
     Truncate,
 )
@@ -45,12 +46,14 @@ class ContextTable:
         memory: KVMemory,
         batcher: Batcher,
         start: StartGeneration,
+        clock: Callable[[], float],
     ) -> None:
         self._limits = limits
         self._vocab_size = vocab_size
         self._memory = memory
         self._batcher = batcher
         self._start = start
+        self._clock = clock
         self._contexts: dict[int, ContextState] = {}
         self._generating: dict[int, ContextState] = {}
         self._num_created = 0
@@ -80,6 +83,7 @@ class ContextTable:
         assert context.generation is not None
         del self._generating[context.generation.generation_id]
         context.generation = None
+        self._truncate_pages(context, len(context.tokens))
         self._advance(context)
 
     def fail(self, context: ContextState, error: KeaError) -> None:
@@ -104,8 +108,7 @@ class ContextTable:
         context = self._generating.get(command.generation_id)
         if context is not None:
             assert context.generation is not None
-            self.events.append(context.generation.cancel(len(context.tokens)))
-            self._memory_follows(context)
+            self.events.append(Generated(command.generation_id, context.generation.cancel(context, self._clock())))
             self.end_generation(context)
             return
         for other in self._contexts.values():
@@ -231,9 +234,6 @@ class ContextTable:
         if context.pages.num_computed > length:
             self._batcher.order(self._memory.truncate(context.pages, length))
 
-    def _memory_follows(self, context: ContextState) -> None:
-        self._truncate_pages(context, len(context.tokens))
-
     def _drop(self, context: ContextState, command: Drop) -> None:
         start, stop = command.start, command.stop
         if not 0 <= start < stop <= len(context.tokens):
@@ -243,7 +243,7 @@ class ContextTable:
         if stop == len(context.tokens):
             self._truncate(context, start)
         else:
-            self._batcher.order(self._memory.drop(context.pages, start, stop))
+            self._memory.drop(context.pages, start, stop)
 
     # Failures
 

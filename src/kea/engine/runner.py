@@ -24,12 +24,13 @@ class Runner:
 
     def run(self, work: StepWork, logit_rows: Sequence[int]) -> torch.Tensor:
         """Compute a step; return the logits [R, V] fp32 of the given rows of the flattened batch."""
-        self._copy(work.copies)
+        self.copy(work.copies)
         step = self._step_input(work.items, logit_rows)
         with torch.inference_mode():
             return self._model.forward(step, self._cache)
 
-    def _copy(self, copies: Sequence[PageCopy]) -> None:
+    def copy(self, copies: Sequence[PageCopy]) -> None:
+        """Perform page copies, in order."""
         for copy in copies:
             src, dst = copy.src * self._page_tokens, copy.dst * self._page_tokens
             for layer in self._cache:
@@ -58,7 +59,7 @@ class Runner:
     def _plan(self, item: WorkItem, row: int) -> SequencePlan:
         pages = item.context.pages
         runs = tuple(Run(start, stop) for start, stop in self._memory.visible_runs(pages, item.stop))
-        return SequencePlan(row, item.stop - item.start, item.start, tuple(pages.table), runs)
+        return SequencePlan(row, item.stop - item.start, item.start, tuple(pages.pages), runs)
 
     def _slots(self, table: Sequence[int], positions: np.ndarray) -> np.ndarray:
         first = positions[0] // self._page_tokens

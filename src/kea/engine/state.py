@@ -53,6 +53,7 @@ class ContextState:
     generation: GenerationState | None = None
     error: KeaError | None = None
     prompt_logprobs: dict[int, TokenLogprob] = field(default_factory=dict)
+    is_scored: bool = False
 
     @property
     def goal(self) -> int:
@@ -62,6 +63,14 @@ class ContextState:
     @property
     def num_pending(self) -> int:
         return self.goal - self.pages.num_computed
+
+    @property
+    def scores_until(self) -> int:
+        """The rows below this one give a prompt token's log-probability (0 once they were reported)."""
+        if self.is_scored:
+            return 0
+        prompt_len = len(self.tokens) if self.generation is None else self.generation.prompt_len
+        return prompt_len - 1
 
     @property
     def is_busy(self) -> bool:

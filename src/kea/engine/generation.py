@@ -1,0 +1,97 @@
+"""The state of one generation: from its command to its last chunk. Knows no batch and no other context."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kea.engine.constraints import ConstraintState
+from kea.engine.sampling import Drawn, RowState, SamplingRow
+from kea.engine.state import ContextState
+from kea.engine.stopping import End, OutputTracker
+from kea.types import Chunk, Finish, FinishReason, GenerateOptions, TokenLogprob, Usage
+
+
+@dataclass(slots=True, eq=False)
+class GenerationState:
+    """What one generation remembers. Lives from its command until its last chunk.
+
+    Times come from the engine's clock, in seconds. `cached_tokens` of the prompt were there before it was admitted, or
+    were found in the prefix tree.
+    """
+
+    generation_id: int
+    options: GenerateOptions
+    sampling: RowState
+    tracker: OutputTracker
+    constraint: ConstraintState | None
+    prompt_len: int
+    created_s: float
+    cached_tokens: int = 0
+    num_preemptions: int = 0
+    admitted_s: float | None = field(default=None)
+    first_token_s: float | None = field(default=None)
+
+    def admit(self, now: float) -> None:
+        """Note the first step that computes something of this generation."""
+        if self.admitted_s is None:
+            self.admitted_s = now
+
+    def row(self) -> SamplingRow:
+        """What the next token is drawn with."""
+        mask = self.constraint.fill_mask() if self.constraint is not None else None
+        return SamplingRow(self.sampling, mask, self.tracker.banned, self.options.logprobs)
+
+    def take(self, context: ContextState, drawn: Drawn, now: float) -> Chunk:
+        """Add a drawn token to the context and return the chunk to emit; at the end the context keeps what is before it."""
+        if self.first_token_s is None:
+            self.first_token_s = now
+        context.tokens.append(drawn.token_id)
+        progress = self.tracker.push(drawn.token_id)
+        text, end = progress.text, progress.end
+        if self.constraint is not None and end is None:
+            self.constraint.accept(drawn.token_id)
+            if self.constraint.is_stopped:
+                last = self.tracker.finish(FinishReason.STOP)
+                text, end = text + last.text, last.end
+        return Chunk(
+            token_ids=(drawn.token_id,),
+            text=text,
+            logprobs=(drawn.logprob,) if drawn.logprob is not None else (),
+            prompt_logprobs=_take_prompt_logprobs(context),
+            finish=self._finish(context, end, now) if end is not None else None,
+        )
+
+    def cancel(self, context: ContextState, now: float) -> Chunk:
+        """Return the last chunk of a generation that somebody ended; the context keeps every token."""
+        progress = self.tracker.finish(FinishReason.CANCELLED)
+        assert progress.end is not None
+        return Chunk(text=progress.text, finish=self._finish(context, progress.end, now))
+
+    def _finish(self, context: ContextState, end: End, now: float) -> Finish:
+        context_len = self.prompt_len + end.num_kept
+        del context.tokens[context_len:]
+        return Finish(end.reason, self._usage(now), context_len, end.residual, end.stop)
+
+    def _usage(self, now: float) -> Usage:
+        admitted = self.admitted_s if self.admitted_s is not None else now
+        first = self.first_token_s if self.first_token_s is not None else now
+        return Usage(
+            prompt_tokens=self.prompt_len,
+            cached_tokens=min(self.cached_tokens, self.prompt_len),
+            output_tokens=self.tracker.num_tokens,
+            waiting_s=admitted - self.created_s,
+            prefill_s=first - admitted,
+            decode_s=now - first,
+            num_preemptions=self.num_preemptions,
+        )
+
+
+def _take_prompt_logprobs(context: ContextState) -> tuple[TokenLogprob | None, ...] | None:
+    """Return the prompt's log-probabilities, once: an entry per token, the first one without."""
+    if context.spec.prompt_logprobs is None or context.is_scored:
+        return None
+    assert context.generation is not None
+    context.is_scored = True
+    entries = context.prompt_logprobs
+    context.prompt_logprobs = {}
+    return (None, *(entries[position] for position in range(1, context.generation.prompt_len)))

@@ -1,0 +1,47 @@
+"""What the engine asks of the machine it runs on: free memory and threads. Knows no models."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from kea.errors import InvalidRequest
+
+_MEMINFO = Path("/proc/meminfo")
+
+
+def resolve_device(device: str) -> str:
+    """Return the device to run on: "auto" is the first GPU if there is one. Raises `InvalidRequest` if it is not here."""
+    has_gpu = torch.cuda.is_available()
+    if device == "auto":
+        return "cuda:0" if has_gpu else "cpu"
+    if device.startswith("cuda") and not has_gpu:
+        raise InvalidRequest(f"device is {device!r}, but this machine has no GPU that torch can use.", param="device")
+    if device != "cpu" and not device.startswith("cuda"):
+        raise InvalidRequest(f"device is {device!r}; it must be auto, cpu, cuda or cuda:N.", param="device")
+    return "cuda:0" if device == "cuda" else device
+
+
+def free_memory_bytes(device: str) -> int:
+    """Return the bytes that can be allocated on a device ("cpu", "cuda:0") without displacing anything."""
+    if device.startswith("cuda"):
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    if _MEMINFO.exists():
+        fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def num_cores() -> int:
+    """Return the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def set_num_threads(num_threads: int | None) -> None:
+    """Give torch's operators this many threads (None: one per core)."""
+    torch.set_num_threads(num_threads or num_cores())
