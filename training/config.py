@@ -37,7 +37,7 @@ class OptimConfig:
 class Mixture:
     """What the rows of a batch hold: the share of language rows, and how hard each token counts."""
 
-    language_share: float = 0.3
+    language_share: float = 0.2
     story_share: float = 0.25
     chat_share: float = 0.5
     answer_weight: float = 4.0

@@ -23,6 +23,7 @@ from training.prompts import (
     merge_summaries_prompt,
     notes_prompt,
     qa_prompt,
+    question_prompt,
     refine_notes_prompt,
     refine_summary_prompt,
     story_prompt,
@@ -42,6 +43,7 @@ __all__ = [
     "merge_summaries_prompt",
     "notes_prompt",
     "qa_prompt",
+    "question_prompt",
     "refine_notes_prompt",
     "refine_summary_prompt",
     "story_prompt",
@@ -57,6 +59,12 @@ INSTRUCTIONS = (
     "Read the text and answer shortly.",
     "You work in a team of readers. Be brief and exact.",
 )
+
+
+TokenisedSample = tuple[list[int], list[float]]
+"""Token ids, and the weight of each in the loss."""
+NUM_TRIES = 4  # new samples that are drawn to fill the rest of a row
+MAX_PENDING = 16  # samples that wait for a row with room
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +92,7 @@ class RowMaker:
         self._rng = Random(seed)
         self._world = World(self._rng, Namer(self._rng), corpus.sentences, corpus.stories)
         self._start = [token_id(tokenizer, token) for token in ((SINK, BOS) if sink_token else (BOS,))]
-        self._pending: list[tuple[list[int], list[float]]] = []
+        self._pending: list[TokenisedSample] = []
 
     def set_size(self, size: float) -> None:
         """Set the difficulty of the samples that follow, 0..1."""
@@ -103,16 +111,24 @@ class RowMaker:
         if self._rng.random() < self._mixture.language_share:
             self._fill_with_language(ids, weights, length)
             return ids, weights
-        while True:
-            sample_ids, sample_weights = self._pending.pop() if self._pending else self._sample()
-            if len(ids) + len(sample_ids) > length:
-                if len(sample_ids) + len(self._start) <= length:
-                    self._pending.append((sample_ids, sample_weights))
-                break
-            ids += sample_ids
-            weights += sample_weights
+        while sample := self._try_sample(length - len(ids)):
+            ids += sample[0]
+            weights += sample[1]
         self._fill_with_language(ids, weights, length)
         return ids, weights
+
+    def _try_sample(self, room: int) -> TokenisedSample | None:
+        """Return a sample of at most `room` tokens: one that waited, or one of a few new ones; else None."""
+        for i, waiting in enumerate(self._pending):
+            if len(waiting[0]) <= room:
+                return self._pending.pop(i)
+        for _ in range(NUM_TRIES):
+            sample = self._sample()
+            if len(sample[0]) <= room:
+                return sample
+            if len(self._pending) < MAX_PENDING:
+                self._pending.append(sample)
+        return None
 
     def _fill_with_language(self, ids: list[int], weights: list[float], length: int) -> None:
         """Fill a row up to `length` with stories or with one stretch of a book."""
@@ -126,7 +142,7 @@ class RowMaker:
         del ids[length:]
         weights += [1.0] * (length - len(weights))
 
-    def _sample(self) -> tuple[list[int], list[float]]:
+    def _sample(self) -> TokenisedSample:
         ids: list[int] = []
         weights: list[float] = []
         for span in self._spans():
@@ -147,13 +163,12 @@ class RowMaker:
 def completion_spans(task: Task, mixture: Mixture, rng: Random) -> Iterator[Span]:
     """Yield a task as plain text; the space before the answer belongs to the prompt half of the time."""
     context, answer = mixture.context_weight, mixture.answer_weight
-    preamble = f"{rng.choice(INSTRUCTIONS)}\n" if rng.random() < 0.25 else ""
-    if rng.random() < 0.5:
-        yield Span(f"{preamble}{task.prompt} ", context)
-        yield Span(task.answer, answer_weight(task, answer))
-    else:
-        yield Span(preamble + task.prompt, context)
-        yield Span(f" {task.answer}", answer_weight(task, answer))
+    lead = f"{rng.choice(INSTRUCTIONS)}\n" if rng.random() < 0.25 else ""
+    before, after = (" ", "") if rng.random() < 0.5 else ("", " ")
+    for prompt, wanted in ((task.prompt, task.answer), *task.follow_ups):
+        yield Span(lead + prompt + before, context)
+        yield Span(after + wanted, answer_weight(task, answer))
+        lead = "\n"
     yield Span(EOS, answer)
 
 
@@ -163,9 +178,10 @@ def chat_spans(tasks: list[Task], mixture: Mixture, rng: Random) -> Iterator[Spa
     if rng.random() < 0.25:
         yield Span(f"{SYSTEM}{rng.choice(INSTRUCTIONS)}{END}", context)
     for task in tasks:
-        yield Span(f"{USER}{task.prompt}{END}{ASSISTANT}", context)
-        yield Span(task.answer, answer_weight(task, answer))
-        yield Span(END, answer)
+        for prompt, wanted in ((task.prompt, task.answer), *task.follow_ups):
+            yield Span(f"{USER}{prompt}{END}{ASSISTANT}", context)
+            yield Span(wanted, answer_weight(task, answer))
+            yield Span(END, answer)
 
 
 def streaming_spans(world: World, mixture: Mixture) -> Iterator[Span]:

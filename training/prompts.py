@@ -19,7 +19,12 @@ def number_passages(passages: Sequence[str]) -> str:
 
 def qa_prompt(passages: Sequence[str], question: str) -> str:
     """Ask a question over passages; the answer is copied from one of them, or is ABSENT."""
-    return f"{number_passages(passages)}\nQuestion: {question}\nAnswer:"
+    return f"{number_passages(passages)}\n{question_prompt(question)}"
+
+
+def question_prompt(question: str) -> str:
+    """Ask a further question over passages that were given before."""
+    return f"Question: {question}\nAnswer:"
 
 
 def stream_line(line: int, value: int) -> str:

@@ -14,11 +14,12 @@ from training.names import Namer
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One question to the model and its only right answer."""
+    """One question to the model and its only right answer; then, at times, further questions over the same text."""
 
     name: str
     prompt: str
     answer: str
+    follow_ups: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,20 +83,27 @@ def missing_fact(world: World, facts: list[Fact]) -> Fact:
     return Fact(relation, known.subject, prompts.ABSENT)
 
 
-def qa_over(world: World, count: int, absent_share: float = 0.15) -> Task:
+def draw_question(world: World, facts: list[Fact], absent_share: float) -> tuple[str, str]:
+    """Return a question and its answer, which no fact holds in `absent_share` of the draws."""
+    if world.rng.random() >= absent_share:
+        return world.rng.choice(facts).ask(world.rng)
+    fact = missing_fact(world, facts)
+    return world.rng.choice(fact.relation.questions).format(s=fact.subject), prompts.ABSENT
+
+
+def qa_over(world: World, count: int, absent_share: float = 0.15, num_follow_ups: int = 0) -> Task:
     """Question answering over exactly `count` passages."""
     passages, facts = passages_with_facts(world, count)
-    if world.rng.random() < absent_share:
-        fact = missing_fact(world, facts)
-        question = world.rng.choice(fact.relation.questions).format(s=fact.subject)
-        return Task("qa", prompts.qa_prompt(passages, question), prompts.ABSENT)
-    question, answer = world.rng.choice(facts).ask(world.rng)
-    return Task("qa", prompts.qa_prompt(passages, question), answer)
+    question, answer = draw_question(world, facts, absent_share)
+    more = [draw_question(world, facts, absent_share) for _ in range(num_follow_ups)]
+    follow_ups = tuple((prompts.question_prompt(question), answer) for question, answer in more)
+    return Task("qa", prompts.qa_prompt(passages, question), answer, follow_ups)
 
 
 def qa(world: World) -> Task:
-    """Question answering over one to eight passages."""
-    return qa_over(world, world.at_most(8))
+    """Question answering over one to eight passages, with up to as many further questions."""
+    count = world.at_most(8)
+    return qa_over(world, count, num_follow_ups=world.rng.randint(0, min(count, 4)))
 
 
 def stream_lines(world: World, count: int) -> list[tuple[int, int]]:
@@ -260,7 +268,7 @@ TASKS: dict[str, tuple[Callable[[World], Task], float]] = {
 
 # Tasks whose answers are long copies: most of the signal from which copying emerges.
 COPY_TASKS = frozenset({"summarise", "refine_summary", "merge_summaries", "notes", "refine_notes", "merge_notes"})
-COPY_FACTOR = 4.0
+COPY_FACTOR = 1.5
 
 
 def draw_task(world: World) -> Task:

@@ -60,6 +60,7 @@ class Run:
 
     def __init__(self, recipe: Recipe, segment: Segment, tokenizer: Tokenizer, rows: RowMaker) -> None:
         self._recipe, self._segment, self._rows = recipe, segment, rows
+        self._num_rows = recipe.tokens_per_step // segment.length
         self._progress = load_progress(segment.out)
         torch.manual_seed(recipe.seed)
         self.model = Llama(replace(recipe.model, vocab_size=tokenizer.get_vocab_size()))
@@ -71,14 +72,17 @@ class Run:
         if segment.compiled:
             self._compile()
 
-    def run(self) -> Progress:
-        """Train until the time is over, then save; return how far the weights are."""
+    def run(self, max_steps: int | None = None) -> Progress:
+        """Train until the time or the steps are over, then save; return how far the weights are."""
         start = saved = time.monotonic()
         first = self._progress
         losses: list[float] = []
         while (elapsed := time.monotonic() - start) < self._segment.minutes * 60:
-            scale = learning_rate_scale(self._progress.step - first.step, elapsed, self._recipe.optim, self._segment)
-            losses.append(self._step(scale))
+            done = self._progress.step - first.step
+            if done == max_steps:
+                break
+            scale = learning_rate_scale(done, elapsed, self._recipe.optim, self._segment)
+            losses.append(self.step_on(self._rows.batch(self._num_rows, self._segment.length), scale))
             self._progress = Progress(
                 self._progress.step + 1,
                 self._progress.tokens + self._recipe.tokens_per_step,
@@ -92,6 +96,15 @@ class Run:
                 saved = time.monotonic()
         self.save()
         return self._progress
+
+    def step_on(self, batch: Batch, scale: float) -> float:
+        """Take one step on a batch with learning rates times `scale`; return its loss before the step."""
+        ids, targets, weights = to_tensors(batch, self._segment.device)
+        hidden = self.model(ids).flatten(0, 1)
+        loss = self._loss(hidden, self.model.embed_tokens.weight, targets.flatten(), weights.flatten())
+        torch.autograd.backward(loss)
+        self._optimizer.step(scale)
+        return float(loss.detach())
 
     def save(self) -> None:
         """Write the master weights and the progress."""
@@ -109,16 +122,6 @@ class Run:
         for layer in self.model.layers:
             layer.compile(dynamic=False)
         self._loss = torch.compile(model_module.weighted_loss, dynamic=False)
-
-    def _step(self, scale: float) -> float:
-        length = self._segment.length
-        batch = self._rows.batch(self._recipe.tokens_per_step // length, length)
-        ids, targets, weights = to_tensors(batch, self._segment.device)
-        hidden = self.model(ids).flatten(0, 1)
-        loss = self._loss(hidden, self.model.embed_tokens.weight, targets.flatten(), weights.flatten())
-        torch.autograd.backward(loss)
-        self._optimizer.step(scale)
-        return float(loss.detach())
 
     def _log(self, losses: list[float], scale: float) -> None:
         entry = {
