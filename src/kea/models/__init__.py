@@ -1,6 +1,7 @@
 """Models: loading, the decoder's contract, tokenizers. Importing this imports neither torch nor transformers."""
 
 from kea.models.base import DecoderModel, ModelFacts, StepInput
+from kea.models.describing import ModelDescription, describe_model
 from kea.models.detokenizer import Detokenizer
 from kea.models.loading import load_model
 from kea.models.progress import LoadProgress, ProgressCallback
@@ -10,9 +11,11 @@ __all__ = [
     "DecoderModel",
     "Detokenizer",
     "LoadProgress",
+    "ModelDescription",
     "ModelFacts",
     "ProgressCallback",
     "StepInput",
     "Tokenizer",
+    "describe_model",
     "load_model",
 ]

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kea.errors import InvalidRequest, ModelLoadFailed
+from kea.errors import ModelLoadFailed
 from kea.models.base import DecoderModel, ModelFacts
+from kea.models.describing import model_name, resolve_dtype
 from kea.models.limits import Limits, read_limits
 from kea.models.progress import ProgressCallback, reporting
 from kea.models.source import eos_ids, failing_as_load_error, read_config, resolve_source, try_read_generation_config
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     import torch
 
     from kea.attention.base import AttentionBackend, LayerSpec
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,32 +53,22 @@ def load_model(
     model's original length it selects the long factors for every context. `allow_pickle` also reads checkpoints that
     are not safetensors. Raises `ModelLoadFailed`, `Unsupported` with the reason, or `InvalidRequest` for a parameter.
     """
-    if dtype not in DTYPES:
-        raise InvalidRequest(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.", param="dtype")
+    import torch
+
     from kea.attention import create_backend
 
     attention = create_backend(backend, device)
     source = resolve_source(name_or_path)
     config = read_config(source, revision)
     check_config(config)
-    limits = read_limits(config, max_len)
-    order = Order(source, _torch_dtype(dtype, device, config), device, revision, limits, allow_pickle)
+    arithmetic: torch.dtype = getattr(torch, resolve_dtype(dtype, device, config))
+    order = Order(source, arithmetic, device, revision, read_limits(config, max_len), allow_pickle)
     with reporting(progress) as report:
         model = _read_weights(order, config)
         report("check", 0, 1)
         decoder = _bind_and_prove(model, attention, order)
         report("check", 1, 1)
     return decoder
-
-
-def _torch_dtype(dtype: str, device: str, config: Any) -> torch.dtype:
-    import torch
-
-    if dtype == "auto":
-        stored = getattr(config, "dtype", None)
-        return stored if device != "cpu" and isinstance(stored, torch.dtype) else torch.float32
-    chosen: torch.dtype = getattr(torch, dtype)
-    return chosen
 
 
 def _read_weights(order: Order, config: Any) -> Any:
@@ -107,7 +96,7 @@ def _read_weights(order: Order, config: Any) -> Any:
             hint="Its files and its config.json do not belong together.",
             param="model",
         )
-    with failing_as_load_error(order.source, f"the weights onto {order.device}"):
+    with failing_as_load_error(order.source, f"the weights onto {order.device}", None):
         return model.to(order.device).eval()
 
 
@@ -130,10 +119,12 @@ def _bind_and_prove(model: Any, attention: AttentionBackend, order: Order) -> De
     from kea.models.rotary import install_double_rotary
 
     register()
-    with failing_as_load_error(order.source, "the layers"):
+    with failing_as_load_error(order.source, "the layers", None):
         layers = discover_layers(model)
         expected = eager_logits(model)
         install_double_rotary(model, use_long=order.limits.use_long_rope)
+        if order.limits.use_long_rope:  # the model's own frequencies are the short ones, for a text this short
+            expected = eager_logits(model)
         facts = _facts(model, tuple(spec for _, spec in layers), attention, order)
         decoder = HostedDecoder(
             model,
@@ -142,8 +133,7 @@ def _bind_and_prove(model: Any, attention: AttentionBackend, order: Order) -> De
             tuple(module for module, _ in layers),
             position_rows=order.limits.position_rows,
         )
-        if not order.limits.use_long_rope:  # the model's own run is short, hence with the short factors
-            prove_equal(decoder, expected)
+        prove_equal(decoder, expected)
     return decoder
 
 
@@ -151,7 +141,7 @@ def _facts(model: Any, layers: tuple[LayerSpec, ...], attention: AttentionBacken
     config = model.config.get_text_config()
     kv_values = sum(spec.num_kv_heads * (spec.key_dim + spec.value_dim) for spec in layers)
     return ModelFacts(
-        name=Path(order.source).name if Path(order.source).is_dir() else order.source,
+        name=model_name(order.source),
         family=config.model_type,
         vocab_size=config.vocab_size,
         max_len=order.limits.max_len,

@@ -39,7 +39,7 @@ def discover_layers(model: Any) -> tuple[tuple[torch.nn.Module, LayerSpec], ...]
     positions = torch.arange(NUM_TOKENS, device=device)[None]
     try:
         with torch.inference_mode():
-            model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1)
+            model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=positions[0])
     finally:
         for module in model.modules():
             delattr(module, LAYER_ATTRIBUTE)
@@ -58,7 +58,7 @@ def _check_calls(calls: list[RecordedCall], model: Any) -> None:
     if not len(calls) == num_modules == config.num_hidden_layers:
         raise Unsupported(
             f"{type(model).__name__} has {config.num_hidden_layers} layers, but its code called the registered "
-            f"attention {len(calls)} times in {num_modules} modules: some layers do something else than attention.",
+            f"attention {len(calls)} times in {num_modules} modules; it must be once in each layer.",
             param="model",
         )
     for index, call in enumerate(calls):

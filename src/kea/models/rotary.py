@@ -1,4 +1,4 @@
-"""Rotary phases in double precision. Owns the module that replaces a model's own rotary embedding, same interface.
+"""Rotary phases in double precision. Owns what replaces the forward of a model's own rotary modules, same interface.
 
 A phase is position * frequency; formed in fp32, its error grows with the position. Here it is formed in fp64 from the
 model's own frequencies, whatever scaling (linear, llama3, YaRN) made them. Frequencies that a model would change with
@@ -40,14 +40,16 @@ class Frequencies:
     layout: str
 
 
-class DoubleRotary(torch.nn.Module):
-    """cos and sin of `position_ids` [B, T], each [B, T, D] in the dtype of `x`; one set of frequencies per type."""
+class DoubleRotary:
+    """Stands in for a rotary module's forward: cos and sin of `position_ids` [B, T], each [B, T, D] in `x`'s dtype.
+
+    One set of frequencies per layer type; None where the model has one set for all.
+    """
 
     def __init__(self, sets: dict[str | None, Frequencies]) -> None:
-        super().__init__()
         self.sets = sets
 
-    def forward(
+    def __call__(
         self, x: torch.Tensor, position_ids: torch.Tensor, layer_type: str | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         chosen = self.sets[layer_type]
@@ -57,17 +59,18 @@ class DoubleRotary(torch.nn.Module):
 
 
 def install_double_rotary(model: torch.nn.Module, *, use_long: bool = False) -> int:
-    """Replace every standard rotary module of `model` in place; return how many were.
+    """Give every standard rotary module of `model` a `DoubleRotary` as its forward; return how many got one.
 
-    `use_long` pins longrope to its long factors instead of its short ones. A module whose output is not the cos and sin
-    of its frequencies is left as it is, with a warning; where such a one also changes with the length: `Unsupported`.
+    The model must already be on its device. `use_long` pins longrope to its long factors, not its short ones. A module
+    whose output is not the cos and sin of its frequencies is left as it is, with a warning; where such a one also
+    changes with the length: `Unsupported`.
     """
     num_replaced = 0
-    for parent, name, module in list(_rotary_modules(model)):
+    for module in list(_rotary_modules(model)):
         sets = {layer_type: _read(module, layer_type, use_long) for layer_type in _layer_types(module)}
         known = {layer_type: found for layer_type, found in sets.items() if found is not None}
         if len(known) == len(sets):
-            setattr(parent, name, DoubleRotary(known))
+            module.forward = DoubleRotary(known)
             num_replaced += 1
         elif any(_is_length_dependent(module, layer_type) for layer_type in sets):
             raise Unsupported(
@@ -80,11 +83,8 @@ def install_double_rotary(model: torch.nn.Module, *, use_long: bool = False) -> 
     return num_replaced
 
 
-def _rotary_modules(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, torch.nn.Module]]:
-    for parent in model.modules():
-        for name, module in parent.named_children():
-            if any(key.endswith("inv_freq") for key in module._buffers):
-                yield parent, name, module
+def _rotary_modules(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    return (module for module in model.modules() if any(key.endswith("inv_freq") for key in module._buffers))
 
 
 def _layer_types(module: torch.nn.Module) -> list[str | None]:
@@ -107,7 +107,7 @@ def _read(module: torch.nn.Module, layer_type: str | None, use_long: bool) -> Fr
     prefix = "" if layer_type is None else f"{layer_type}_"
     try:
         expected = _own_output(module, layer_type, use_long)
-    except (TypeError, AttributeError, KeyError) as error:
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
         logger.info("%s has another interface than the standard rotary: %s", type(module).__name__, error)
         return None
     pinned = "original_inv_freq" if _is_length_dependent(module, layer_type) and not use_long else "inv_freq"

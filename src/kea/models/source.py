@@ -36,7 +36,7 @@ def resolve_source(name_or_path: str | Path) -> str:
 
 
 @contextmanager
-def failing_as_load_error(source: str, what: str) -> Iterator[None]:
+def failing_as_load_error(source: str, what: str, hint: str | None = HINT) -> Iterator[None]:
     """Turn what transformers and the hub raise while `what` is read into one sentence of `ModelLoadFailed`."""
     try:
         yield
@@ -45,8 +45,8 @@ def failing_as_load_error(source: str, what: str) -> Iterator[None]:
     except MemoryError as error:
         raise ModelLoadFailed(f"There is not enough memory for {what} of {source}.", param="model") from error
     except Exception as error:  # whatever a third-party loader raises becomes our typed error
-        detail = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ModelLoadFailed(f"Could not read {what} of {source}: {detail}", hint=HINT, param="model") from error
+        detail = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+        raise ModelLoadFailed(f"Could not read {what} of {source}: {detail}.", hint=hint, param="model") from error
 
 
 def read_config(source: str, revision: str | None = None) -> Any:

@@ -1,0 +1,73 @@
+"""Every family: our forward through pages equals transformers' own eager attention, whatever the schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kea.models import DecoderModel, load_model
+from tests.models.families import FAMILIES, VOCAB_SIZE, WINDOW, build_model
+from tests.models.paging import run_paged
+
+LENGTHS = (75, 26, WINDOW["sliding_window"], 1)
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A family's tiny model as Kea runs it, texts, and their logits under transformers' eager attention."""
+
+    decoder: DecoderModel
+    texts: list[torch.Tensor]
+    expected: list[torch.Tensor]
+
+
+def random_texts(seed: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(3, VOCAB_SIZE, (length,), generator=generator) for length in LENGTHS]
+
+
+def eager_logits(model: Any, texts: list[torch.Tensor]) -> list[torch.Tensor]:
+    with torch.inference_mode():
+        return [model(input_ids=text[None], use_cache=False).logits[0].float() for text in texts]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def loaded(request: pytest.FixtureRequest, family_path: Callable[[str], Path]) -> Loaded:
+    texts = random_texts(5)
+    return Loaded(load_model(family_path(request.param)), texts, eager_logits(build_model(request.param), texts))
+
+
+@pytest.mark.parametrize("max_chunk", [1, 7, 100])
+def test_paged_logits_equal_eager_logits(loaded: Loaded, max_chunk: int) -> None:
+    ours = run_paged(loaded.decoder, loaded.texts, max_chunk=max_chunk, seed=max_chunk)
+    for logits, expected in zip(ours, loaded.expected, strict=True):
+        assert (logits - expected).abs().max() < TOLERANCE
+
+
+def test_the_test_can_fail_the_texts_tell_their_positions_apart(loaded: Loaded) -> None:
+    """A reversed context must change the last logits by far more than the tolerance."""
+    text = loaded.texts[1]
+    shuffled = torch.cat([text[:-1].flip(0), text[-1:]])
+    logits = run_paged(loaded.decoder, [shuffled], max_chunk=100)[0]
+    assert (logits[-1] - loaded.expected[1][-1]).abs().max() > 100 * TOLERANCE
+
+
+def test_only_the_wanted_rows_get_logits(loaded: Loaded) -> None:
+    from dataclasses import replace
+
+    from tests.models.paging import build_step
+
+    text = loaded.texts[2]
+    step = build_step([text], [tuple(range(3))], [(0, 0, len(text))])
+    wanted = torch.tensor([len(text) - 1, 2])
+    cache = loaded.decoder.create_cache(16)
+    logits = loaded.decoder.forward(replace(step, logit_rows=wanted), cache)
+    assert logits.dtype == torch.float32
+    assert (logits - loaded.expected[2][wanted]).abs().max() < TOLERANCE
+    assert loaded.decoder.forward(replace(step, logit_rows=wanted[:0]), cache).shape == (0, VOCAB_SIZE)
