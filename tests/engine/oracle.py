@@ -50,3 +50,14 @@ def compare_greedy(
         for position, logprob in enumerate(logprobs)
     ]
     return Comparison(len(output) - num_ties, num_ties, max(errors, default=0.0))
+
+
+def dropped_logits(model: PreTrainedModel, token_ids: Sequence[int], start: int, stop: int, at: int) -> torch.Tensor:
+    """Return the logits [T, V] of a sequence whose positions [start, stop) are hidden from every position from `at` on."""
+    length = len(token_ids)
+    positions = torch.arange(length)
+    is_visible = positions[None, :] <= positions[:, None]
+    is_visible[at:, start:stop] = False
+    mask = torch.zeros(length, length).masked_fill(~is_visible, torch.finfo(torch.float32).min)
+    with torch.inference_mode():
+        return model(torch.tensor([list(token_ids)]), attention_mask=mask[None, None], use_cache=False).logits[0].float()

@@ -70,11 +70,11 @@ class Batcher:
 
     def wake(self, context: ContextState) -> None:
         """Consider a context whose tokens or generation changed: it waits for the batch if it has anything to compute."""
-        if context.phase is Phase.IDLE and context.num_pending > 0:
-            context.move(Phase.WAITING)
-            self._waiting.push(context)
-        elif context.phase is Phase.IDLE:
+        if context.phase is Phase.IDLE:
             self._rest(context)
+            if context.num_pending > 0:
+                context.move(Phase.WAITING)
+                self._waiting.push(context)
         elif context.num_pending <= 0:
             self.retire(context)
 

@@ -1,0 +1,134 @@
+"""Single draws against a plain reference: which tokens truncation keeps, and how often each is drawn."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kea.engine.drawing import DrawRows, Noise, draw_tokens
+from kea.types import Sampling
+
+
+def reference(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """The distribution after temperature, min_p, top_k and top_p, by sorting everything. Equal tokens rank by id."""
+    z = (logits - logits.max()) / np.float32(max(sampling.temperature, 2e-38))
+    weights = np.exp(z.astype(np.float64))
+    if sampling.min_p:
+        weights[z < np.float32(math.log(sampling.min_p))] = 0.0
+    order = np.argsort(-logits, kind="stable")
+    if sampling.top_k:
+        weights[order[sampling.top_k :]] = 0.0
+    probabilities = weights / weights.sum()
+    before = np.cumsum(probabilities[order]) - probabilities[order]
+    if sampling.top_p < 1.0:
+        probabilities[order[before >= sampling.top_p]] = 0.0
+    return probabilities / probabilities.sum()
+
+
+def draw_many(logits: np.ndarray, sampling: Sampling, num_draws: int) -> np.ndarray:
+    rows = torch.from_numpy(logits)[None].repeat(num_draws, 1)
+    noise = [Noise(seed, seed % 3) for seed in range(num_draws)]
+    drawn = draw_tokens(DrawRows(rows, rows.amax(-1), [sampling] * num_draws, noise))
+    return np.bincount(drawn, minlength=len(logits)) / num_draws
+
+
+CASES = [
+    Sampling(),
+    Sampling(temperature=0.5),
+    Sampling(temperature=3.0),
+    Sampling(top_k=1),
+    Sampling(top_k=7),
+    Sampling(top_k=100),
+    Sampling(top_p=0.9),
+    Sampling(top_p=0.31, temperature=2.0),
+    Sampling(top_p=1e-9),
+    Sampling(min_p=0.2),
+    Sampling(min_p=1.0),
+    Sampling(top_k=20, top_p=0.72),
+    Sampling(top_k=90, top_p=0.72, min_p=0.01, temperature=1.7),
+]
+
+
+@pytest.mark.parametrize("sampling", CASES, ids=str)
+@pytest.mark.parametrize("shape", ["random", "flat", "rounded"])
+def test_tokens_are_drawn_as_often_as_the_reference_says(sampling: Sampling, shape: str) -> None:
+    logits = np.random.default_rng(3).normal(size=150).astype(np.float32) * 2
+    logits = {"random": logits, "flat": np.zeros_like(logits), "rounded": np.round(logits)}[shape]
+    num_draws = 4000
+    expected = reference(logits, sampling)
+    drawn = draw_many(logits, sampling, num_draws)
+    assert not drawn[expected == 0.0].any()
+    deviation = np.abs(drawn - expected) / np.sqrt(np.maximum(expected * (1 - expected), 1e-9) / num_draws)
+    assert deviation[expected * num_draws > 5].max(initial=0.0) < 4.5
+    assert np.abs(drawn - expected).max() < 0.03
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.integers(-6, 6), min_size=1, max_size=300),
+    st.integers(0, 310),
+    st.sampled_from([1.0, 0.999, 0.9, 0.5, 0.1, 1e-6]),
+    st.sampled_from([0.0, 0.01, 0.3]),
+    st.sampled_from([0.25, 1.0, 4.0]),
+)
+def test_only_kept_tokens_are_drawn(
+    values: list[int], top_k: int, top_p: float, min_p: float, temperature: float
+) -> None:
+    """Whole numbers: many equal tokens, also on the edge of what is kept and of the best 64."""
+    logits = np.array(values, dtype=np.float32)
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    kept = reference(logits, sampling)
+    drawn = draw_many(logits, sampling, 40)
+    near = reference(logits, Sampling(temperature, min(1.0, top_p * (1 + 1e-6)), top_k, min_p))
+    assert not drawn[(kept == 0.0) & (near == 0.0)].any()
+
+
+@pytest.mark.parametrize("top_k", [1, 63, 64, 100, 1023, 1024, 2000, 2999, 3000])
+def test_equal_tokens_beyond_every_width_are_kept_by_id(top_k: int) -> None:
+    drawn = draw_many(np.zeros(3000, dtype=np.float32), Sampling(top_k=top_k), 300)
+    assert not drawn[top_k:].any()
+    assert np.flatnonzero(drawn).max() >= top_k * 0.9 - 1
+
+
+@pytest.mark.parametrize("width", [1, 2, 127, 128, 129, 1000])
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(top_p=0.99), Sampling(top_k=3)], ids=str)
+def test_every_width_of_vocabulary_works(width: int, sampling: Sampling) -> None:
+    logits = np.full(width, -np.inf, dtype=np.float32)
+    logits[width - 1] = 1.0
+    assert draw_many(logits, sampling, 20)[width - 1] == 1.0
+
+
+@pytest.mark.parametrize("temperature", [1e-320, 1e-30, 1e-6])
+def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
+    logits = np.array([1.0, 1.0001, -5.0, 1.0], dtype=np.float32)
+    assert draw_many(logits, Sampling(temperature=temperature), 50)[1] == 1.0
+
+
+def test_weightless_tokens_at_the_end_are_never_drawn() -> None:
+    logits = np.full(1000, -np.inf, dtype=np.float32)
+    logits[[0, 300]] = 0.0
+    drawn = draw_many(logits, Sampling(), 2000)
+    assert set(np.flatnonzero(drawn)) == {0, 300}
+    assert abs(drawn[0] - 0.5) < 0.05
+
+
+def test_noise_is_uniform_and_depends_on_seed_index_and_attempt() -> None:
+    by_seed = np.array([Noise(seed, 0).uniform(0) for seed in range(4000)])
+    by_index = np.array([Noise(1, index).uniform(0) for index in range(4000)])
+    by_attempt = np.array([Noise(1, 1).uniform(attempt) for attempt in range(4000)])
+    for numbers in (by_seed, by_index, by_attempt):
+        assert 0.0 <= numbers.min() < numbers.max() < 1.0
+        assert np.abs(np.sort(numbers) - np.linspace(0, 1, 4000)).max() < 0.03  # Kolmogorov-Smirnov, p about 0.001
+        assert abs(np.corrcoef(numbers[1:], numbers[:-1])[0, 1]) < 0.06
+    assert abs(np.corrcoef(by_seed, by_index)[0, 1]) < 0.06
+
+
+def test_noise_never_changes() -> None:
+    """Recorded: a seed that a user noted must give the same text after an update."""
+    assert Noise(42, 0).uniform(0) == 0.34329192209867343
+    assert Noise(-1, 7).uniform(3) == 0.6311308942805469
