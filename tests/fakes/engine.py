@@ -15,10 +15,10 @@ from kea.engine.base import (
     ContextSpec,
     EngineInfo,
     LatencySnapshot,
-    MemorySnapshot,
     Snapshot,
 )
 from kea.errors import EngineDied, KeaError
+from kea.memory.base import MemorySnapshot
 from kea.types import GenerateOptions
 from tests.fakes.context import FakeContext
 from tests.fakes.tokenizer import FakeTokenizer

@@ -39,7 +39,7 @@ class CallRow:
     """One call of a timeline. Times in seconds: `submitted_s` since the session began, the others are durations.
 
     `blocked_s`: until the inputs were there. `waiting_s`: then until an engine began. `prefill_s`, `decode_s`: as the
-    engine measured them, summed over the outputs of the last attempt, like the tokens. `total_s`: submit to end.
+    engine measured them, summed over the outputs, like `output_tokens`. `total_s`: submit to end.
     """
 
     id: str

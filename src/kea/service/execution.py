@@ -1,0 +1,154 @@
+"""One run of one call on one engine: its prompt filled into a context, its outputs generated. Knows no scheduling.
+
+A run begins from the inputs. Outputs that an earlier run (on an engine that died) finished are appended as the tokens
+that they were; one that it had begun is generated again, and its variable compares the two texts. For that every drawn
+output has a seed, chosen once per call where the author gave none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from kea.engine.base import Context, ContextSpec, Engine
+from kea.errors import Cancelled, ContextLengthExceeded, InvalidRequest
+from kea.program.call import CallSpec, OutputParameter
+from kea.service.prompt import Tokenizer, render_prompt
+from kea.service.record import CallRecord, WrittenOutput
+from kea.service.session import Session
+from kea.types import Finish, FinishReason, GenerateOptions
+
+INLINE_CHARS = 20_000
+"""Longer texts are tokenised on another thread, so that the event loop goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallRunner:
+    """Runs calls with one tokenizer. `draw_seed` returns a random integer below 2^31."""
+
+    tokenizer: Tokenizer
+    draw_seed: Callable[[], int]
+
+    async def run(self, call: CallSpec, record: CallRecord, session: Session, engine: Engine) -> None:
+        """Write the outputs that are missing. Raises what the engine raises, or what is wrong with the prompt."""
+        prompt = render_prompt(call, session.value_of, self.tokenizer)
+        context = engine.create_context(ContextSpec(record.tenant, call.priority, _as_float(record.order)))
+        run = _Run(self, call, record, session, context, max_model_len=engine.info.max_model_len)
+        try:
+            for idx, text in enumerate(prompt.texts):
+                await run.append_text(text, special=prompt.special)
+                if idx < len(record.written):
+                    run.replay(record.written[idx])
+                else:
+                    await run.write_output(idx)
+        finally:
+            context.free()
+
+    async def encode(self, text: str, *, is_first: bool, special: bool) -> list[int]:
+        """Return the ids of a text that begins a context, or that follows other tokens."""
+        if len(text) > INLINE_CHARS:
+            return await asyncio.to_thread(self._encode, text, is_first, special)
+        return self._encode(text, is_first, special)
+
+    def _encode(self, text: str, is_first: bool, special: bool) -> list[int]:
+        return self.tokenizer.encode(text, special) if is_first else self.tokenizer.encode_continuation(text)
+
+
+class _Run:
+    """The context of one run, and its length in tokens."""
+
+    def __init__(
+        self,
+        runner: CallRunner,
+        call: CallSpec,
+        record: CallRecord,
+        session: Session,
+        context: Context,
+        *,
+        max_model_len: int,
+    ) -> None:
+        self._runner = runner
+        self._call = call
+        self._outputs = {output.name: output for output in call.outputs}
+        self._record = record
+        self._session = session
+        self._context = context
+        self._max_model_len = max_model_len
+        self._context_len = 0
+        self._residual = ""
+
+    async def append_text(self, text: str, *, special: bool) -> None:
+        """Append the text before an output, behind what the stop of the output in front of it left."""
+        text = self._residual + text
+        is_first = not self._context_len
+        if is_first or text:
+            self._append(await self._runner.encode(text, is_first=is_first, special=special))
+        self._residual = ""
+
+    def replay(self, written: WrittenOutput) -> None:
+        """Append an output that an earlier run finished."""
+        self._append(written.token_ids)
+        self._residual = written.residual
+
+    async def write_output(self, idx: int) -> None:
+        """Generate an output into its variable, and make it ready."""
+        output = self._outputs[self._call.prompt.outputs[idx]]
+        options = self._options(output, idx)
+        variable = self._session.variables[output.variable_id]
+        variable.begin_again()
+        start_len = self._context_len
+        token_ids: list[int] = []
+        finish: Finish | None = None
+        async for chunk in self._context.generate(options):
+            token_ids.extend(chunk.token_ids)
+            if chunk.text:
+                variable.write(chunk.text)
+            finish = chunk.finish
+        if finish is None or finish.reason is FinishReason.CANCELLED:
+            raise Cancelled(f"call {self._call.name!r}: the engine cancelled its output {output.name!r}.")
+        self._context_len, self._residual = finish.context_len, finish.residual
+        kept = tuple(token_ids[: finish.context_len - start_len])
+        self._record.written.append(WrittenOutput(kept, finish.residual))
+        self._record.usages.append(finish.usage)
+        self._session.finish_output(output.variable_id)
+
+    def _append(self, token_ids: list[int] | tuple[int, ...]) -> None:
+        if token_ids:
+            self._context.append(token_ids)
+        self._context_len += len(token_ids)
+
+    def _options(self, output: OutputParameter, idx: int) -> GenerateOptions:
+        """Return the engine's options: a seed for what is drawn, `max_tokens` within the room that is left."""
+        options = output.output.options
+        options = self._fitted(options, output)
+        if options.sampling.is_greedy or options.sampling.seed is not None:
+            return options
+        seed = self._record.seeds.setdefault(idx, self._runner.draw_seed())
+        return replace(options, sampling=replace(options.sampling, seed=seed))
+
+    def _fitted(self, options: GenerateOptions, output: OutputParameter) -> GenerateOptions:
+        wanted, room = options.stopping.max_tokens, self._max_model_len - self._context_len
+        if not self._context_len:
+            raise InvalidRequest(
+                f"call {self._call.name!r} has no text before its output {output.name!r}, and the model has no token "
+                "to begin with.",
+                param="template",
+            )
+        if wanted <= room:
+            return options
+        if room < 1 or not output.output.clamp:
+            raise ContextLengthExceeded(
+                f"call {self._call.name!r}: {self._context_len} tokens stand before its output {output.name!r}, which "
+                f"may have {wanted} more; the model's context holds {self._max_model_len}.",
+                hint=f"Shorten the inputs, or set max_tokens to at most {room} or clamp to true." if room > 0 else None,
+                param="max_tokens",
+            )
+        stopping = options.stopping
+        return replace(options, stopping=replace(stopping, max_tokens=room, min_tokens=min(stopping.min_tokens, room)))
+
+
+def _as_float(order: tuple[int, int]) -> float:
+    """Return an application's order and the call's within it as one number that sorts alike."""
+    application, number = order
+    return application + min(number, 2**20 - 1) / 2**20

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from kea.errors import CallFailed, Cancelled, DeadlineExceeded, NotFound
+from kea.program.call import AnyCall, VariableRef
+from tests.fakes.engine import FakeEngine
+from tests.service.programs import call, fails, native, program, service, settle
+
+REF = VariableRef
+
+
+def join(text: str, times: int, extra: Any = None) -> str:
+    return text * times + str(extra or "")
+
+
+def split(text: str) -> dict[str, str]:
+    return {"head": text[:1], "tail": text[1:]}
+
+
+def broken(kind: str) -> Any:
+    if kind == "raise":
+        raise ValueError("bad thing")
+    return {"number": 3, "wrong names": {"a": "b"}, "wrong values": {"out": 3}}[kind]
+
+
+FUNCTIONS = {"join": join, "split": split, "broken": broken}
+
+
+async def test_a_registered_function_reads_and_writes_variables() -> None:
+    engine = FakeEngine()
+    async with service(engine, functions=FUNCTIONS) as some:
+        session = some.create_session()
+        calls: list[AnyCall] = [
+            call("c", "{{x}}{{y}}", y={}),
+            native("n", "join", {"text": REF("y"), "times": 2, "extra": {"a": [1]}}, "z"),
+            native("m", "split", {"text": REF("z")}, "head", "tail"),
+            call("d", "{{tail}}{{w}}", w={}),
+        ]
+        some.submit(session, program(*calls, x="ab"))
+        assert await some.get(session, "z") == "abab{'a': [1]}"
+        assert await some.get(session, "head") == "a"
+        assert await some.get(session, "w") == "bab{'a': [1]}"
+        await settle(some)
+        assert {row.state.value for row in some.status(session).calls} == {"done"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("raise", "raised ValueError: bad thing"),
+        ("number", "returned int; it must return a string"),
+        ("wrong names", "returned dict"),
+        ("wrong values", "for each of: out"),
+    ],
+)
+async def test_a_function_that_fails_fails_its_call_alone(kind: str, message: str) -> None:
+    async with service(FakeEngine(), functions=FUNCTIONS) as some:
+        session = some.create_session()
+        some.submit(session, program(native("n", "broken", {"kind": kind}, "out"), call("c", "{{out}}{{y}}", y={})))
+        error = await fails(some, session, "y")
+        assert isinstance(error, CallFailed)
+        assert message in str(error.__cause__)
+        await settle(some)
+
+
+async def test_wrong_arguments_are_the_calls_fault() -> None:
+    async with service(FakeEngine(), functions=FUNCTIONS) as some:
+        session = some.create_session()
+        some.submit(session, program(native("n", "join", {"nope": 1}, "out")))
+        assert "TypeError" in str(await fails(some, session, "out"))
+
+
+async def test_an_unknown_function_is_refused_at_submit() -> None:
+    async with service(FakeEngine(), functions=FUNCTIONS) as some:
+        session = some.create_session()
+        with pytest.raises(NotFound, match=r"'os\.system' here; registered are: broken, join, split"):
+            some.submit(session, program(native("n", "os.system", {}, "out")))
+
+
+async def test_a_slow_function_times_out_and_blocks_nobody() -> None:
+    release = threading.Event()
+
+    def slow() -> str:
+        release.wait(20)
+        return "late"
+
+    config = {"native_timeout_s": 0.05}
+    async with service(FakeEngine(), functions={"slow": slow}, config=config) as some:
+        session = some.create_session()
+        started = time.perf_counter()
+        some.submit(
+            session,
+            program(native("n", "slow", {}, "out"), native("m", "slow", {}, "other"), call("c", "p{{y}}", y={})),
+        )
+        assert await some.get(session, "y") == "p"
+        some.cancel(session, ["m"])
+        assert isinstance(await fails(some, session, "other"), Cancelled)
+        assert isinstance((await fails(some, session, "out")).__cause__, DeadlineExceeded)
+        assert time.perf_counter() - started < 10
+        release.set()
+        await settle(some)
