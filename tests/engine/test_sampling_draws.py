@@ -27,7 +27,8 @@ def reference(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
     before = np.cumsum(probabilities[order]) - probabilities[order]
     if sampling.top_p < 1.0:
         probabilities[order[before >= sampling.top_p]] = 0.0
-    return probabilities / probabilities.sum()
+    kept: np.ndarray = probabilities / probabilities.sum()
+    return kept
 
 
 def draw_many(logits: np.ndarray, sampling: Sampling, num_draws: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from kea.types import Sampling
 
 
 def ranking(logits: torch.Tensor) -> list[int]:
-    return np.argsort(-logits.numpy(), kind="stable").tolist()
+    return [int(token_id) for token_id in np.argsort(-logits.numpy(), kind="stable")]
 
 
 @pytest.mark.parametrize("width", [1, 3, 15, 16, 17, 500])

@@ -1,0 +1,148 @@
+"""Sampling: one token for every row of a step at once. Owns the order of the processors; knows no contexts, no text.
+
+A row's logits go through, as in vLLM: logit bias, the constraint's mask, the ban on end tokens (min_tokens), penalties
+(repetition, then frequency and presence); then the best token is taken (temperature 0), or temperature, min_p, top_k
+and top_p apply and one is drawn. Log-probabilities are of the logits before all of that. Equal tokens: the lowest id.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from kea.engine.constraints import apply_masks
+from kea.engine.drawing import DrawRows, Noise, draw_tokens
+from kea.engine.logprobs import token_logprobs
+from kea.engine.penalties import RowState, add_bias, apply_penalties, ban_tokens
+from kea.errors import EngineFault, InvalidRequest, KeaError
+from kea.types import Sampling, TokenLogprob
+
+__all__ = ["Drawn", "RowState", "Sampler", "SamplingRow", "token_logprobs"]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRow:
+    """What one row of logits is drawn with. `state` belongs to the generation; the rest to this draw.
+
+    `mask`: the constraint's bits [ceil(V / 32)] int32 on the CPU. `banned`: ids that may not end the output yet.
+    `logprobs`: alternatives to report (0: the drawn token alone; None: nothing).
+    """
+
+    state: RowState
+    mask: torch.Tensor | None = None
+    banned: Sequence[int] = ()
+    logprobs: int | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the logits are used as they are."""
+        state = self.state
+        return self.mask is None and not self.banned and state.counts is None and not len(state.bias_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A drawn token, and its log-probability if it was asked for."""
+
+    token_id: int
+    logprob: TokenLogprob | None = None
+
+
+class Sampler:
+    """Draws tokens for batches. Holds no state of rows: it lives as long as its engine, they as long as generations.
+
+    `entropy` gives the seed of a generation that names none (an integer of at least 64 random bits).
+    """
+
+    def __init__(self, vocab_size: int, entropy: Callable[[], int]) -> None:
+        self._vocab_size = vocab_size
+        self._entropy = entropy
+
+    def create_state(self, sampling: Sampling, prompt_ids: Sequence[int]) -> RowState:
+        """Return the state of a generation that follows these tokens; `InvalidRequest` as `RowState` raises it."""
+        seed = self._entropy() if sampling.seed is None else sampling.seed
+        return RowState(sampling, seed, self._vocab_size, prompt_ids)
+
+    def sample(self, logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[Drawn | KeaError]:
+        """Draw a token for each row of the logits [R, V] fp32 and record it in the row's state; the logits stay.
+
+        A row that cannot be drawn gets an error and keeps its state: `InvalidRequest` where its constraint and bans
+        leave no token, `EngineFault` where the model gave no finite logits.
+        """
+        if not rows:
+            return []
+        with torch.inference_mode():
+            processed = _process(logits, rows)
+            token_ids = _choose(processed, rows)
+            reports = _report(logits, rows, token_ids)
+        drawn: list[Drawn | KeaError] = []
+        for row, (spec, token_id) in enumerate(zip(rows, token_ids, strict=True)):
+            if token_id is None:
+                drawn.append(_reason(logits[row]))
+            else:
+                spec.state.push(token_id)
+                drawn.append(Drawn(token_id, reports.get(row)))
+        return drawn
+
+
+def _process(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
+    """Return the processed logits: a copy, or the logits themselves when no row changes them."""
+    if all(row.is_plain for row in rows):
+        return logits
+    logits = logits.clone()
+    states = [row.state for row in rows]
+    add_bias(logits, states)
+    apply_masks(logits, [row.mask for row in rows])
+    ban_tokens(logits, [row.banned for row in rows])
+    apply_penalties(logits, states)
+    return logits
+
+
+def _choose(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[int | None]:
+    """Return each row's token id; None where no logit is finite or one is not a number."""
+    best, best_ids = logits.max(dim=-1)  # the first of equal ones
+    is_sound = [math.isfinite(value) for value in best.tolist()]
+    token_ids: list[int | None] = [
+        token_id if sound else None for token_id, sound in zip(best_ids.tolist(), is_sound, strict=True)
+    ]
+    random = [row for row, spec in enumerate(rows) if is_sound[row] and not spec.state.sampling.is_greedy]
+    if random:
+        states = [rows[row].state for row in random]
+        if len(random) < len(rows):
+            index = torch.tensor(random, device=logits.device)
+            logits, best = logits.index_select(0, index), best.index_select(0, index)
+        noise = [Noise(state.seed, state.num_drawn) for state in states]
+        drawn = draw_tokens(DrawRows(logits, best, [state.sampling for state in states], noise))
+        for row, token_id in zip(random, drawn, strict=True):
+            token_ids[row] = token_id
+    return token_ids
+
+
+def _report(
+    logits: torch.Tensor, rows: Sequence[SamplingRow], token_ids: Sequence[int | None]
+) -> dict[int, TokenLogprob]:
+    """Return the log-probabilities of the rows that ask for them, by row."""
+    asked = [
+        (row, token_id, spec.logprobs)
+        for row, (spec, token_id) in enumerate(zip(rows, token_ids, strict=True))
+        if spec.logprobs is not None and token_id is not None
+    ]
+    if not asked:
+        return {}
+    indices, chosen, num_top = zip(*asked, strict=True)
+    if len(asked) < len(rows):
+        logits = logits.index_select(0, torch.tensor(indices, device=logits.device))
+    return dict(zip(indices, token_logprobs(logits, chosen, num_top), strict=True))
+
+
+def _reason(logits: torch.Tensor) -> KeaError:
+    if math.isfinite(logits.max().item()):
+        return InvalidRequest(
+            "No token is allowed: the constraint permits only tokens that may not end the output before min_tokens.",
+            hint="Lower min_tokens, or loosen the constraint.",
+            param="min_tokens",
+        )
+    return EngineFault("The model gave logits that are not finite numbers for this row.")
