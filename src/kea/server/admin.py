@@ -1,0 +1,52 @@
+"""Endpoints about the server itself: health, version, metrics, the OpenAPI document."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from importlib.metadata import version
+
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from kea.engine.base import Snapshot
+from kea.errors import EngineDied, KeaError
+from kea.server.endpoint import Call
+from kea.server.metrics import CONTENT_TYPE
+from kea.server.wire.models import HealthReply, VersionReply
+
+PACKAGE = "kea-serve"
+SNAPSHOT_TIMEOUT_S = 2.0
+
+
+async def get_health(call: Call) -> ASGIApp:
+    """Answer 200 while requests are taken and the engine answers. Raises `ServiceClosing` or `EngineDied` (503)."""
+    call.state.lifecycle.check_open()
+    if await try_snapshot(call) is None:
+        raise EngineDied("The engine does not answer; it is being restarted.")
+    return HealthReply(status="ok").to_response()
+
+
+async def get_version(_call: Call) -> ASGIApp:
+    """Answer with the version of the package."""
+    return VersionReply(version=version(PACKAGE)).to_response()
+
+
+async def get_metrics(call: Call) -> ASGIApp:
+    """Answer with the exposition of all metrics."""
+    content = call.state.metrics.expose(await try_snapshot(call))
+    return Response(content, 200, media_type=CONTENT_TYPE)
+
+
+async def get_openapi(call: Call) -> ASGIApp:
+    """Answer with the OpenAPI document of the endpoints that are on."""
+    return Response(json.dumps(call.state.openapi), 200, media_type="application/json")
+
+
+async def try_snapshot(call: Call) -> Snapshot | None:
+    """Return the engine's snapshot, or None while it does not answer."""
+    try:
+        async with asyncio.timeout(SNAPSHOT_TIMEOUT_S):
+            return await call.state.model.engine.snapshot()
+    except (KeaError, TimeoutError):
+        return None

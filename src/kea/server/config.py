@@ -1,0 +1,97 @@
+"""The server's settings: where it listens, who may use it, its limits. Knows no HTTP and reads no environment."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+from dataclasses import dataclass, field
+
+from kea.errors import InvalidRequest, check_range
+
+MIN_SECRET_LEN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key and the name under which its holder is a tenant: cached prompts and stored answers are shared within it."""
+
+    key_id: str
+    secret: str = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.key_id:
+            raise InvalidRequest("The id of an API key is empty; it names the tenant.", param="api_keys")
+        if len(self.secret) < MIN_SECRET_LEN or not self.secret.isascii() or " " in self.secret:
+            raise InvalidRequest(
+                f"API key {self.key_id!r} is unusable: it needs {MIN_SECRET_LEN} ASCII characters or more, no space.",
+                param="api_keys",
+            )
+
+    @classmethod
+    def from_secret(cls, secret: str) -> ApiKey:
+        """Name a bare key by a digest of it, so that its tenant stays the same over restarts and changes of order."""
+        return cls("key-" + hashlib.sha256(secret.encode()).hexdigest()[:12], secret)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request, and one key, may ask for; sessions and their calls have theirs in `kea.service`.
+
+    `max_prompt_tokens`: None leaves the model's length as the limit.
+    """
+
+    max_body_bytes: int = 32 * 1024 * 1024
+    max_prompt_tokens: int | None = None
+    max_prompts: int = 1024
+    max_choices: int = 128
+    max_stop_strings: int = 64
+    max_requests_per_key: int = 4096
+    max_stored_responses: int = 4096
+    stored_response_s: float = 3600.0
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if value is not None:
+                check_range(name, value, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """Where the server listens and how it behaves.
+
+    `port` 0 takes a free one. `model_names`: the names under which the model is offered, the first one reported (empty:
+    the engine's). `tool_parser` and `reasoning_parser`: "auto" chooses by the chat template, "none" switches them off.
+    `shutdown_grace_s`: how long running requests may go on after a stop was asked for, before they fail with an answer.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_keys: tuple[ApiKey, ...] = ()
+    insecure: bool = False
+    model_names: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    parrot_routes: bool = True
+    tool_parser: str = "auto"
+    reasoning_parser: str = "auto"
+    shutdown_grace_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        check_range("port", self.port, 0, 65535)
+        check_range("shutdown_grace_s", self.shutdown_grace_s, 0)
+        if len({key.key_id for key in self.api_keys}) < len(self.api_keys):
+            raise InvalidRequest("Two API keys have the same id; ids name tenants.", param="api_keys")
+        if not (self.api_keys or self.insecure or is_loopback(self.host)):
+            raise InvalidRequest(
+                f"Refusing to listen on {self.host!r} without API keys: anyone who reaches it could use it.",
+                param="host",
+                hint="Give an API key, listen on 127.0.0.1, or allow it explicitly as insecure.",
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach `host`. A name other than localhost counts as reachable."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,191 @@
+"""Running prompts on the engine: contexts made and freed, choices by fork, one re-run when the engine dies.
+
+Every OpenAI-compatible endpoint generates through here. A context is freed the moment its output ends, and on every
+other way out (errors, cancelled requests). Knows no HTTP and no bodies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from kea.engine.base import Context, ContextSpec, Engine, Generation
+from kea.errors import EngineDied, KeaError
+from kea.server.metrics import Metrics
+from kea.types import Chunk, Finish, GenerateOptions, TokenLogprob
+
+logger = logging.getLogger(__name__)
+
+NUM_ATTEMPTS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class PromptJob:
+    """A prompt, the options of each of its choices, and its text where the caller gave that."""
+
+    token_ids: tuple[int, ...]
+    choices: tuple[GenerateOptions, ...]
+    spec: ContextSpec
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceChunk:
+    """A chunk and the output it belongs to, counted over all choices of all prompts."""
+
+    choice_idx: int
+    chunk: Chunk
+
+
+@dataclass(slots=True)
+class Written:
+    """One whole output, gathered from its chunks."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+    finish: Finish | None = None
+
+    def add(self, chunk: Chunk) -> None:
+        self.text += chunk.text
+        self.token_ids.extend(chunk.token_ids)
+        self.logprobs.extend(chunk.logprobs)
+        self.prompt_logprobs = self.prompt_logprobs or chunk.prompt_logprobs
+        self.finish = chunk.finish or self.finish
+
+
+class Runner:
+    """Runs jobs on one engine and measures them. Holds nothing between jobs."""
+
+    def __init__(self, engine: Engine, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._clock = clock
+
+    async def stream(self, jobs: Sequence[PromptJob]) -> AsyncGenerator[ChoiceChunk]:
+        """Yield chunks as they come. An engine that dies before the first one is given one more try."""
+        arrived_s = self._clock()
+        for attempt in range(1, NUM_ATTEMPTS + 1):
+            is_begun = False
+            try:
+                async with aclosing(self._run(jobs, arrived_s)) as chunks:
+                    async for item in chunks:
+                        is_begun = True
+                        yield item
+                return
+            except EngineDied as error:
+                if is_begun or attempt == NUM_ATTEMPTS:
+                    raise
+                logger.warning("The engine died before the first token of a request; it runs again: %s", error)
+
+    async def collect(self, jobs: Sequence[PromptJob]) -> list[Written]:
+        """Return the whole outputs. An engine that dies at any point is given one more try: nothing was sent yet."""
+        arrived_s = self._clock()
+        for attempt in range(1, NUM_ATTEMPTS + 1):
+            outputs = [Written() for job in jobs for _ in job.choices]
+            try:
+                async with aclosing(self._run(jobs, arrived_s)) as chunks:
+                    async for item in chunks:
+                        outputs[item.choice_idx].add(item.chunk)
+                break
+            except EngineDied as error:
+                if attempt == NUM_ATTEMPTS:
+                    raise
+                logger.warning("The engine died under a request; it runs again: %s", error)
+        return outputs
+
+    async def _run(self, jobs: Sequence[PromptJob], arrived_s: float) -> AsyncGenerator[ChoiceChunk]:
+        contexts: list[Context] = []
+        try:
+            generations = self._start(jobs, contexts)
+            async with aclosing(_merge(generations)) as chunks:
+                meters = [_Meter(self._metrics, self._clock, arrived_s) for _ in generations]
+                async for item in chunks:
+                    meters[item.choice_idx].see(item.chunk)
+                    if item.chunk.finish is not None:
+                        contexts[item.choice_idx].free()
+                    yield item
+        except KeaError as error:
+            self._metrics.saw_failure(error.code)
+            raise
+        finally:
+            for context in contexts:
+                context.free()
+
+    def _start(self, jobs: Sequence[PromptJob], contexts: list[Context]) -> list[Generation]:
+        """Create a context per choice (all but a prompt's first are forks) into `contexts`, and begin all outputs."""
+        generations = []
+        for job in jobs:
+            root = self._engine.create_context(job.spec)
+            contexts.append(root)
+            root.append(job.token_ids)
+            forks = []
+            for _ in job.choices[1:]:
+                forks.append(root.fork())
+                contexts.append(forks[-1])
+            generations += [
+                context.generate(options) for context, options in zip([root, *forks], job.choices, strict=True)
+            ]
+        return generations
+
+
+class _Meter:
+    """Measures one output: the time to its first token, between tokens, to its end."""
+
+    def __init__(self, metrics: Metrics, clock: Callable[[], float], arrived_s: float) -> None:
+        self._metrics = metrics
+        self._clock = clock
+        self._arrived_s = arrived_s
+        self._last_s: float | None = None
+
+    def see(self, chunk: Chunk) -> None:
+        now_s = self._clock()
+        num_tokens = len(chunk.token_ids)
+        if num_tokens and self._last_s is None:
+            self._metrics.saw_first_token(now_s - self._arrived_s)
+            num_tokens -= 1
+            self._last_s = now_s
+        if num_tokens and self._last_s is not None:
+            self._metrics.saw_next_tokens(now_s - self._last_s, num_tokens)
+            self._last_s = now_s
+        if chunk.finish is not None:
+            self._metrics.saw_end(chunk.finish.reason, chunk.finish.usage, now_s - self._arrived_s)
+
+
+async def _merge(generations: Sequence[Generation]) -> AsyncGenerator[ChoiceChunk]:
+    """Yield the chunks of all generations as they come; the first error ends all."""
+    if len(generations) == 1:
+        async for chunk in generations[0]:
+            yield ChoiceChunk(0, chunk)
+        return
+    queue: asyncio.Queue[ChoiceChunk | Exception | None] = asyncio.Queue()
+    tasks = [asyncio.create_task(_pump(idx, generation, queue)) for idx, generation in enumerate(generations)]
+    try:
+        num_open = len(tasks)
+        while num_open:
+            item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                num_open -= 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _pump(idx: int, generation: Generation, queue: asyncio.Queue[ChoiceChunk | Exception | None]) -> None:
+    try:
+        async for chunk in generation:
+            queue.put_nowait(ChoiceChunk(idx, chunk))
+    except Exception as error:  # noqa: BLE001 - handed to the reader, which raises it
+        queue.put_nowait(error)
+    else:
+        queue.put_nowait(None)

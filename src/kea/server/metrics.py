@@ -1,0 +1,166 @@
+"""Prometheus metrics under vLLM's names with the prefix `kea:`. Owns its registry; knows engines' snapshots, no routes.
+
+What requests saw (tokens, times, ends) is counted where their generations are read; what the engine holds (running,
+waiting, memory) is read from its snapshot when the metrics are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from kea.engine.base import Snapshot
+from kea.types import FinishReason, Usage
+
+LABEL = "model_name"
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+FIRST_TOKEN_BUCKETS_S = (
+    0.001,
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1,
+    2.5,
+    5,
+    7.5,
+    10,
+    20,
+    40,
+    80,
+    160,
+)
+NEXT_TOKEN_BUCKETS_S = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.075,
+    0.1,
+    0.15,
+    0.2,
+    0.3,
+    0.4,
+    0.5,
+    0.75,
+    1,
+    2.5,
+    5,
+    10,
+)
+REQUEST_BUCKETS_S = (0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960)
+
+COUNTERS = {
+    "prompt_tokens": "Prompt tokens of finished generations, cached ones included.",
+    "generation_tokens": "Tokens written by finished generations.",
+}
+HISTOGRAMS = {
+    "time_to_first_token_seconds": ("From the arrival of a request to its first token.", FIRST_TOKEN_BUCKETS_S),
+    "inter_token_latency_seconds": ("Between one token of a generation and the next.", NEXT_TOKEN_BUCKETS_S),
+    "e2e_request_latency_seconds": ("From the arrival of a request to its last token.", REQUEST_BUCKETS_S),
+    "request_queue_time_seconds": ("Waiting for a place in the batch.", REQUEST_BUCKETS_S),
+    "request_prefill_time_seconds": ("Computing the prompt.", REQUEST_BUCKETS_S),
+    "request_decode_time_seconds": ("Drawing the tokens after the first.", REQUEST_BUCKETS_S),
+}
+
+
+class Metrics:
+    """Everything counted for one model. Lives as long as the server."""
+
+    def __init__(self, model_name: str) -> None:
+        self.model_name = model_name
+        self._registry = CollectorRegistry()
+        self._counters = {
+            name: Counter(f"kea:{name}", text, [LABEL], registry=self._registry).labels(model_name)
+            for name, text in COUNTERS.items()
+        }
+        self._histograms = {
+            name: Histogram(f"kea:{name}", text, [LABEL], buckets=buckets, registry=self._registry).labels(model_name)
+            for name, (text, buckets) in HISTOGRAMS.items()
+        }
+        success = Counter(
+            "kea:request_success", "Generations that ended.", [LABEL, "finished_reason"], registry=self._registry
+        )
+        self._success = {reason: success.labels(model_name, reason.value) for reason in FinishReason}
+        failures = Counter("kea:request_failure", "Generations that failed.", [LABEL, "code"], registry=self._registry)
+        self._failures = failures
+        self._engine = EngineCollector(model_name)
+        self._registry.register(self._engine)
+
+    def saw_first_token(self, seconds: float) -> None:
+        self._histograms["time_to_first_token_seconds"].observe(seconds)
+
+    def saw_next_tokens(self, seconds: float, num_tokens: int) -> None:
+        """Record `num_tokens` tokens that came `seconds` after those before them."""
+        for _ in range(num_tokens):
+            self._histograms["inter_token_latency_seconds"].observe(seconds / num_tokens)
+
+    def saw_end(self, reason: FinishReason, usage: Usage, seconds: float) -> None:
+        self._success[reason].inc()
+        self._counters["prompt_tokens"].inc(usage.prompt_tokens)
+        self._counters["generation_tokens"].inc(usage.output_tokens)
+        self._histograms["e2e_request_latency_seconds"].observe(seconds)
+        self._histograms["request_queue_time_seconds"].observe(usage.waiting_s)
+        self._histograms["request_prefill_time_seconds"].observe(usage.prefill_s)
+        self._histograms["request_decode_time_seconds"].observe(usage.decode_s)
+
+    def saw_failure(self, code: str) -> None:
+        self._failures.labels(self.model_name, code).inc()
+
+    def expose(self, snapshot: Snapshot | None) -> bytes:
+        """Return the exposition; without a snapshot (the engine restarts) the engine's part is left out."""
+        self._engine.snapshot = snapshot
+        return generate_latest(self._registry)
+
+
+class EngineCollector(Collector):
+    """The engine's part, made from the snapshot that was set last."""
+
+    def __init__(self, model_name: str) -> None:
+        self._model_name = model_name
+        self.snapshot: Snapshot | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        if self.snapshot is None:
+            return
+        for name, (text, value) in _gauges(self.snapshot).items():
+            gauge = GaugeMetricFamily(f"kea:{name}", text, labels=[LABEL])
+            gauge.add_metric([self._model_name], value)
+            yield gauge
+        for name, (text, value) in _counters(self.snapshot).items():
+            counter = CounterMetricFamily(f"kea:{name}", text, labels=[LABEL])
+            counter.add_metric([self._model_name], value)
+            yield counter
+
+
+def _gauges(snapshot: Snapshot) -> Mapping[str, tuple[str, float]]:
+    memory = snapshot.memory
+    return {
+        "num_requests_running": ("Contexts in the batch.", snapshot.num_running),
+        "num_requests_waiting": ("Contexts that wait for a place in the batch.", snapshot.num_waiting),
+        "num_contexts": ("Contexts that are not freed.", snapshot.num_contexts),
+        "kv_cache_usage_perc": ("Share of the pages that contexts use; 1 is all.", memory.num_used / memory.num_pages),
+    }
+
+
+def _counters(snapshot: Snapshot) -> Mapping[str, tuple[str, float]]:
+    memory = snapshot.memory
+    return {
+        "prefix_cache_queries": ("Tokens looked up in the prefix tree.", memory.queried_tokens),
+        "prefix_cache_hits": ("Tokens found there.", memory.hit_tokens),
+        "num_preemptions": ("Contexts put back to wait for memory.", snapshot.num_preemptions),
+        "engine_prompt_tokens": ("Prompt tokens that the engine computed.", snapshot.prompt_tokens),
+        "engine_generation_tokens": ("Tokens that the engine drew.", snapshot.generation_tokens),
+        "engine_steps": ("Steps of the engine.", snapshot.num_steps),
+    }

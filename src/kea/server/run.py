@@ -1,0 +1,159 @@
+"""Running the application: a socket, uvicorn, a ready notice, signals, a shutdown that answers every request.
+
+Knows no endpoints. Engine, tokenizer and service belong to the caller, who closes them after `serve` has returned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from types import FrameType
+
+import uvicorn
+from starlette.applications import Starlette
+
+from kea.errors import InvalidRequest
+from kea.server.config import ServerConfig
+from kea.server.state import AppState
+
+logger = logging.getLogger(__name__)
+
+KEEP_ALIVE_S = 75
+LAST_WORDS_S = 5
+"""How long answers that were cut may take to reach their clients."""
+BACKLOG = 2048
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The server accepts requests."""
+
+    host: str
+    port: int
+    url: str
+    model: str
+
+    def to_json(self) -> str:
+        """Return one line for whoever started the server and reads its output."""
+        return json.dumps({"event": "ready", **asdict(self)})
+
+
+OnReady = Callable[[Ready], None]
+
+
+async def serve(app: Starlette, on_ready: OnReady | None = None, *, handles_signals: bool = True) -> None:
+    """Serve until SIGINT or SIGTERM (or `Server.stop`) asked for the end and every request was answered.
+
+    The first signal lets running requests end within the configured grace, the second ends them at once. Raises
+    `InvalidRequest` where the address cannot be had.
+    """
+    await Server(app, on_ready, handles_signals=handles_signals).run()
+
+
+class Server:
+    """One run of the application. `stop` may be called from the event loop."""
+
+    def __init__(self, app: Starlette, on_ready: OnReady | None = None, *, handles_signals: bool = True) -> None:
+        self._state: AppState = app.state.kea
+        self._on_ready = on_ready
+        self._handles_signals = handles_signals
+        config = self._state.config
+        self._uvicorn = _Uvicorn(
+            uvicorn.Config(
+                app,
+                lifespan="off",
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=int(config.shutdown_grace_s) + LAST_WORDS_S,
+                backlog=BACKLOG,
+            ),
+            self._state,
+            self._tell_ready,
+        )
+
+    async def run(self) -> None:
+        """Serve until stopped."""
+        config = self._state.config
+        with open_socket(config) as listener:
+            self._listener = listener
+            with self._uvicorn.signals() if self._handles_signals else contextlib.nullcontext():
+                await self._uvicorn._serve([listener])
+
+    def stop(self) -> None:
+        """Ask for the end: the first time with grace, then at once."""
+        self._uvicorn.ask_to_stop()
+
+    def _tell_ready(self) -> None:
+        host, port = self._listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        ready = Ready(host, port, f"http://{shown}:{port}", self._state.model.name)
+        logger.info("serving %s at %s", ready.model, ready.url)
+        if self._on_ready is not None:
+            self._on_ready(ready)
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn, with our readiness and our end."""
+
+    def __init__(self, config: uvicorn.Config, state: AppState, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._state = state
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        self._on_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the socket, let requests end or end them, wait until their answers are sent."""
+        drained = asyncio.create_task(self._state.drain())
+        await super().shutdown(sockets)
+        await drained
+
+    @contextlib.contextmanager
+    def signals(self) -> Iterator[None]:
+        """Take the signals that ask for an end, and give them back behind it."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._loop.call_soon_threadsafe(self.ask_to_stop)
+
+    def ask_to_stop(self) -> None:
+        if self.should_exit:
+            self._state.lifecycle.end()
+        self.should_exit = True
+
+
+def open_socket(config: ServerConfig) -> socket.socket:
+    """Return a listening socket at the configured address. Raises `InvalidRequest` where it cannot be had."""
+    try:
+        host = config.host.strip("[]")
+        found = socket.getaddrinfo(host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = found[0]
+        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise InvalidRequest(
+            f"Cannot listen on {config.host}:{config.port}: {error.strerror or error}.",
+            param="port",
+            hint="Choose another port; 0 takes a free one.",
+        ) from error

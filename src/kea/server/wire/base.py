@@ -1,0 +1,84 @@
+"""Bodies from and to the wire: strict parsing with named fields, known-but-unsupported fields refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from starlette.responses import Response
+
+from kea.errors import InvalidRequest, Unsupported
+
+MAX_QUOTED_LEN = 80
+JSON_TYPE = "application/json"
+UNION_MEMBERS = ("str", "int", "float", "bool", "dict", "function-", "list[", "tagged-", "constrained-", "nullable")
+
+
+class Body(BaseModel):
+    """A request's body. Unknown fields are accepted, as OpenAI-compatible servers do, but never known ones in silence:
+    a field in `refused` raises `Unsupported` unless its value is one of the neutral ones listed there."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
+    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+    @model_validator(mode="after")
+    def _check_refused(self) -> Self:
+        for name, value in (self.model_extra or {}).items():
+            if name in self.refused and value is not None and value not in self.refused[name]:
+                raise unsupported(name, value, self.refused[name])
+        return self
+
+
+class Reply(BaseModel):
+    """A response's body, made by us: not validated again, written without the fields that were not set."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    def to_json(self) -> bytes:
+        return self.__pydantic_serializer__.to_json(self, exclude_unset=True)
+
+    def to_response(self, headers: Mapping[str, str] | None = None) -> Response:
+        return Response(self.to_json(), 200, headers, JSON_TYPE)
+
+
+B = TypeVar("B", bound=Body)
+
+
+def parse_body(model: type[B], raw: bytes) -> B:
+    """Parse JSON into `model`. Raises `InvalidRequest` that names the first wrong field, or `Unsupported`."""
+    try:
+        return model.model_validate_json(raw or b"{}")
+    except ValidationError as error:
+        raise _explain(error) from None
+
+
+def unsupported(name: str, value: object, allowed: Sequence[object] = ()) -> Unsupported:
+    """Build the refusal of a field that is known but not offered."""
+    hint = f"Leave it out, or send {' or '.join(map(repr, allowed))}." if allowed else "Leave it out."
+    return Unsupported(f"{name} is {quote(value)}; this server does not support it.", param=name, hint=hint)
+
+
+def quote(value: object) -> str:
+    """Show a value of the caller's in a message, shortened."""
+    text = repr(value)
+    return text if len(text) <= MAX_QUOTED_LEN else text[:MAX_QUOTED_LEN] + "..."
+
+
+def _explain(error: ValidationError) -> InvalidRequest:
+    first = error.errors(include_url=False, include_context=False)[0]
+    if first["type"] == "json_invalid":
+        return InvalidRequest(f"The body is not valid JSON: {first['msg']}.", param="body")
+    if not first["loc"]:
+        return InvalidRequest(f"The body is wrong: {first['msg']}.", param="body")
+    path = _path_of(first["loc"])
+    if first["type"] == "missing":
+        return InvalidRequest(f"{path} is required.", param=path)
+    reasons = dict.fromkeys(item["msg"] for item in error.errors(include_url=False) if _path_of(item["loc"]) == path)
+    return InvalidRequest(f"{path} is {quote(first['input'])}: {'; or: '.join(reasons)}.", param=path)
+
+
+def _path_of(loc: tuple[int | str, ...]) -> str:
+    """Return the place of an error without the names of the alternatives that were tried there."""
+    kept = [part for part in loc if isinstance(part, int) or not part.startswith(UNION_MEMBERS)]
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in kept).lstrip(".") or str(loc[0])
