@@ -5,9 +5,11 @@ from kea.models.describing import ModelDescription, describe_model
 from kea.models.detokenizer import Detokenizer
 from kea.models.loading import load_model
 from kea.models.progress import LoadProgress, ProgressCallback
+from kea.models.shipped import EMBEDDED_NAME, embedded_model_path, require_embedded_model
 from kea.models.tokenizer import Tokenizer
 
 __all__ = [
+    "EMBEDDED_NAME",
     "DecoderModel",
     "Detokenizer",
     "LoadProgress",
@@ -16,6 +18,8 @@ __all__ = [
     "ProgressCallback",
     "StepInput",
     "Tokenizer",
+    "embedded_model_path",
     "describe_model",
     "load_model",
+    "require_embedded_model",
 ]

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from kea.bench.load.integers import parse_integer
+from kea.bench.load.integers import parse_bytes, parse_integer
 from kea.bench.load.lengths import Fixed, Lognormal, Uniform, parse_lengths
 from kea.errors import InvalidRequest
 
@@ -27,6 +27,22 @@ def test_integers_refused(text: str) -> None:
     with pytest.raises(InvalidRequest, match="input-len") as caught:
         parse_integer(text, "input-len")
     assert caught.value.param == "input-len"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("4GiB", 2**32), ("4 GiB", 2**32), ("4GB", 4 * 10**9), ("1.5MiB", 3 * 2**19), ("100kB", 100_000), ("64b", 64),
+     ("4G", 2**32), ("4g", 4 * 10**9), ("1,000", 1000)],
+)  # fmt: skip
+def test_sizes(text: str, value: int) -> None:
+    assert parse_bytes(text, "x") == value
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "4TiB", "4iB", "0.3b", "four GiB", "1e9"])
+def test_sizes_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="kv-memory") as caught:
+        parse_bytes(text, "kv-memory")
+    assert caught.value.param == "kv-memory"
 
 
 def test_laws_are_read() -> None:
