@@ -189,6 +189,12 @@ def test_a_mask_wider_than_the_logits_is_cut() -> None:
     assert ids(sampler.sample(torch.zeros(1, 10), [row])) == [2]
 
 
+def test_banned_ids_outside_the_vocabulary_touch_nobody(sampler: Sampler) -> None:
+    logits = torch.zeros(2, VOCAB)
+    rows = [SamplingRow(sampler.create_state(GREEDY, []), banned=banned) for banned in ((VOCAB, -1, 10**12), (0, 1))]
+    assert ids(sampler.sample(logits, rows)) == [0, 2]
+
+
 @pytest.mark.parametrize("token_id", [-1, VOCAB, 10**12])
 def test_a_bias_outside_the_vocabulary_is_refused_by_name(sampler: Sampler, token_id: int) -> None:
     with pytest.raises(InvalidRequest, match=f"logit_bias names the token {token_id}") as caught:

@@ -111,11 +111,12 @@ def add_bias(logits: torch.Tensor, states: Sequence[RowState | None]) -> None:
 
 
 def ban_tokens(logits: torch.Tensor, banned: Sequence[Sequence[int]]) -> None:
-    """Set the logits [R, V] of each row's banned token ids to minus infinity, in place."""
+    """Set the logits [R, V] of each row's banned token ids to minus infinity, in place. Ids outside V are ignored."""
     rows = [row for row, ids in enumerate(banned) if len(ids)]
     if rows:
-        where = _flat_index(logits, rows, [np.asarray(banned[row], dtype=np.int64) for row in rows])
-        logits.view(-1)[where] = -torch.inf
+        ids = [np.asarray(banned[row], dtype=np.int64) for row in rows]
+        inside = [row_ids[(row_ids >= 0) & (row_ids < logits.shape[-1])] for row_ids in ids]
+        logits.view(-1)[_flat_index(logits, rows, inside)] = -torch.inf
 
 
 def apply_penalties(logits: torch.Tensor, states: Sequence[RowState]) -> None:

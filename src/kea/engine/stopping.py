@@ -1,13 +1,14 @@
-"""When an output ends, and which of its text may be shown. Owns stop strings, stop tokens and the two lengths; no batch.
+"""When an output ends, and what of it is emitted and kept. Owns stop strings, end tokens and the bounds on length.
 
-Text that may be the beginning of a stop string is held back until it is certain; a stop string, an end-of-sequence token
-and a stop token are never shown.
+Text that may still become a stop string is held back, so that no part of one is ever emitted. Of several stop strings
+the one that is complete first in the text wins, and of those complete at the same character the longest: this needs no
+look ahead, and does not depend on how the text is split into tokens. Knows no contexts and no vocabulary.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,7 +16,13 @@ from kea.types import FinishReason, Stopping
 
 
 class Detokenizer(Protocol):
-    """Turns tokens into text piece by piece (`kea.models.detokenizer`)."""
+    """Turns the tokens of one output into text as they come.
+
+    `is_whole`: all bytes of the tokens pushed were given out as text, none waits for the rest of its character.
+    """
+
+    @property
+    def is_whole(self) -> bool: ...
 
     def push(self, token_ids: Sequence[int]) -> str: ...
 
@@ -23,49 +30,11 @@ class Detokenizer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
-    """A stop string was found: the text before it that was not shown yet, and which one it is."""
-
-    text: str
-    stop: str
-
-
-class StopMatcher:
-    """Finds the leftmost of several stop strings in a text that comes in pieces; of two at one place, the longer one."""
-
-    def __init__(self, stop: Sequence[str]) -> None:
-        self._stop = sorted(stop, key=len, reverse=True)
-        self._beginnings = {text[:length] for text in stop for length in range(1, len(text))}
-        self._max_len = max(map(len, stop), default=0)
-        self._held = ""
-
-    def push(self, piece: str) -> str | Match:
-        """Add text; return what is certain now, or the match that ends it."""
-        text = self._held + piece
-        found = [(index, stop) for stop in self._stop if (index := text.find(stop)) >= 0]
-        if found:
-            index, stop = min(found, key=lambda match: match[0])
-            self._held = ""
-            return Match(text[:index], stop)
-        num_held = self._num_uncertain(text)
-        self._held = text[len(text) - num_held :]
-        return text[: len(text) - num_held]
-
-    def flush(self) -> str:
-        """End the text; return what was held back."""
-        text, self._held = self._held, ""
-        return text
-
-    def _num_uncertain(self, text: str) -> int:
-        longest = min(self._max_len - 1, len(text))
-        return next((n for n in range(longest, 0, -1) if text[-n:] in self._beginnings), 0)
-
-
-@dataclass(frozen=True, slots=True)
 class End:
-    """Why an output ended, and what of it the context keeps.
+    """The end of an output: the context keeps its first `num_kept` tokens, and owes `residual` to whoever appends next.
 
-    `num_kept` tokens lie wholly before the stop; `residual` is the shown text behind them.
+    `stop` is the stop string or stop token that matched. The text of the kept tokens and `residual` are together the
+    emitted text.
     """
 
     reason: FinishReason
@@ -76,80 +45,133 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a token brought: text that became certain, and the end if it is reached."""
+    """What one token brought: the text that became certain, and the end if it is reached."""
 
     text: str
     end: End | None = None
 
 
-class OutputTracker:
-    """Follows one output from its first token to its end. `eos_token_ids` end it unless `stopping.ignore_eos`.
+class _Pattern:
+    """One stop string and how much of it the text ends with (Knuth, Morris, Pratt)."""
 
-    `room`: how many tokens the context can still hold.
+    __slots__ = ("_fallbacks", "num_matched", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.num_matched = 0
+        self._fallbacks = [0] * len(text)
+        for index in range(1, len(text)):
+            self._fallbacks[index] = self._next(self._fallbacks[index - 1], text[index])
+
+    def advance(self, char: str) -> bool:
+        """Add a character of the text; return whether the stop string is complete."""
+        self.num_matched = self._next(self.num_matched, char)
+        return self.num_matched == len(self.text)
+
+    def _next(self, num_matched: int, char: str) -> int:
+        while num_matched and self.text[num_matched] != char:
+            num_matched = self._fallbacks[num_matched - 1]
+        return num_matched + (self.text[num_matched] == char)
+
+
+class StopMatcher:
+    """Looks for stop strings in a text that comes in pieces. One per output; of no use after a match or `flush`."""
+
+    def __init__(self, stop: tuple[str, ...]) -> None:
+        self._patterns = [_Pattern(text) for text in stop]
+        self._held = ""
+        self.matched: str | None = None
+
+    def push(self, text: str) -> str:
+        """Add a piece of text; return what can be emitted: at a match, all that stands before the stop string."""
+        assert self.matched is None, "text after the stop"
+        if not self._patterns:
+            return text
+        for index, char in enumerate(text):
+            complete = [pattern.text for pattern in self._patterns if pattern.advance(char)]
+            if complete:
+                self.matched = max(complete, key=len)
+                return (self._held + text)[: len(self._held) + index + 1 - len(self.matched)]
+        text = self._held + text
+        cut = len(text) - max(pattern.num_matched for pattern in self._patterns)
+        self._held = text[cut:]
+        return text[:cut]
+
+    def flush(self) -> str:
+        """End the text without a match; return what was held back."""
+        held, self._held = self._held, ""
+        return held
+
+
+class OutputTracker:
+    """Follows one output from token to token until it ends. Lives with its generation; time per token is constant.
+
+    The first `min_tokens` tokens are free: their text is not searched for stop strings, and `banned` keeps end tokens
+    from being drawn.
     """
 
-    def __init__(
-        self, stopping: Stopping, detokenizer: Detokenizer, eos_token_ids: Collection[int], room: int
-    ) -> None:
+    def __init__(self, stopping: Stopping, eos_token_ids: Sequence[int], detokenizer: Detokenizer) -> None:
+        self._stopping = stopping
+        self._eos = frozenset() if stopping.ignore_eos else frozenset(eos_token_ids)
+        self._stop_ids = frozenset(stopping.stop_token_ids)
+        self._end_ids = tuple(sorted(self._eos | self._stop_ids))
         self._detokenizer = detokenizer
         self._matcher = StopMatcher(stopping.stop)
-        self._min_tokens = stopping.min_tokens
-        self._max_tokens = min(stopping.max_tokens, room)
-        self._ends = frozenset(stopping.stop_token_ids)
-        if not stopping.ignore_eos:
-            self._ends |= frozenset(eos_token_ids)
-        self._ends_listed = sorted(self._ends)
-        self._boundaries: deque[tuple[int, int]] = deque([(0, 0)])  # (tokens, text length behind them)
-        self._num_shown = 0
         self._text_len = 0
-        self._tail = ""  # the text behind the first boundary that is kept
+        self._emitted_len = 0
+        self._boundaries = deque(
+            [(0, 0)]
+        )  # (tokens, length of their text), the last one that is emitted and later ones
+        self._tail = ""  # the text behind the first of them
         self.num_tokens = 0
 
     @property
-    def banned(self) -> Sequence[int]:
-        """The token ids that may not be drawn next: those that would end the output before `min_tokens`."""
-        return self._ends_listed if self.num_tokens < self._min_tokens else ()
+    def banned(self) -> tuple[int, ...]:
+        """The tokens that may not be drawn next."""
+        return self._end_ids if self.num_tokens < self._stopping.min_tokens else ()
 
-    def push(self, token_id: int) -> Progress:
-        """Add a drawn token; return what it brought."""
-        if token_id in self._ends:
-            self.num_tokens += 1
-            text = self._show(self._matcher.flush() + self._detokenizer.flush())
-            return Progress(text, End(FinishReason.STOP, self.num_tokens - 1, stop=token_id))
+    def push(self, token_id: int, *, is_complete: bool = False) -> Progress:
+        """Add a drawn token. `is_complete`: a constraint lets nothing follow it, so the output ends as stopped."""
         self.num_tokens += 1
-        matched = self._add(self._detokenizer.push([token_id]))
-        if isinstance(matched, Match):
-            return self._stop(matched)
-        if self.num_tokens >= self._max_tokens:
-            return self.finish(FinishReason.LENGTH, matched)
-        return Progress(self._show(matched))
+        if token_id in self._stop_ids or token_id in self._eos:
+            stop = token_id if token_id in self._stop_ids else None
+            return self._finish(FinishReason.STOP, self.num_tokens - 1, stop)
+        piece = self._detokenizer.push((token_id,))
+        text = self._add(piece, is_free=self.num_tokens <= self._stopping.min_tokens)
+        if self._matcher.matched is not None:
+            return Progress(text, self._end_at_match())
+        if is_complete or self.num_tokens >= self._stopping.max_tokens:
+            reason = FinishReason.STOP if is_complete else FinishReason.LENGTH
+            last = self._finish(reason, self.num_tokens, None)
+            return Progress(text + last.text, last.end)
+        return Progress(text)
 
-    def finish(self, reason: FinishReason, text: str = "") -> Progress:
-        """End the output here; every token is kept. `text` is certain text that was not shown yet."""
-        matched = self._add(self._detokenizer.flush())
-        if isinstance(matched, Match):
-            return self._stop(Match(text + matched.text, matched.stop))
-        rest = self._show(text + matched + self._matcher.flush())
-        return Progress(rest, End(reason, self.num_tokens))
+    def finish(self, reason: FinishReason) -> Progress:
+        """End the output where it stands; the context keeps all its tokens, and what was held back is emitted."""
+        return self._finish(reason, self.num_tokens, None)
 
-    def _add(self, piece: str) -> str | Match:
-        self._text_len += len(piece)
+    def _finish(self, reason: FinishReason, num_kept: int, stop: int | None) -> Progress:
+        text = self._add(self._detokenizer.flush(), is_free=False)
+        if self._matcher.matched is not None:
+            return Progress(text, self._end_at_match())
+        return Progress(text + self._matcher.flush(), End(reason, num_kept, stop=stop))
+
+    def _add(self, piece: str, *, is_free: bool) -> str:
+        """Add text; return what can be emitted, and forget the boundaries that no later stop can need."""
         self._tail += piece
-        if piece:
+        self._text_len += len(piece)
+        if self._detokenizer.is_whole:
+            if self._boundaries[-1][1] == self._text_len:
+                self._boundaries.pop()
             self._boundaries.append((self.num_tokens, self._text_len))
-        if self.num_tokens < self._min_tokens:
-            return self._matcher.flush() + piece
-        return self._matcher.push(piece)
-
-    def _show(self, text: str) -> str:
-        self._num_shown += len(text)
-        while len(self._boundaries) > 1 and self._boundaries[1][1] <= self._num_shown:
-            _, before = self._boundaries.popleft()
-            self._tail = self._tail[self._boundaries[0][1] - before :]
+        text = piece if is_free else self._matcher.push(piece)
+        self._emitted_len += len(text)
+        while len(self._boundaries) > 1 and self._boundaries[1][1] <= self._emitted_len:
+            _, start = self._boundaries.popleft()
+            self._tail = self._tail[self._boundaries[0][1] - start :]
         return text
 
-    def _stop(self, match: Match) -> Progress:
-        text = self._show(match.text)
-        num_kept, boundary = self._boundaries[0]
-        residual = self._tail[: self._num_shown - boundary]
-        return Progress(text, End(FinishReason.STOP, num_kept, residual, match.stop))
+    def _end_at_match(self) -> End:
+        num_kept, start = self._boundaries[0]
+        residual = self._tail[: self._emitted_len - start]
+        return End(FinishReason.STOP, num_kept, residual, self._matcher.matched)
