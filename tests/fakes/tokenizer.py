@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from kea.models.chat import ChatTemplate
+from kea.models.guard import Span, SpecialTokens, pieces
+
 BOS_ID = 0x110000
 EOS_ID = 0x110001
 FIRST_PIECE_ID = 0x110002
@@ -13,25 +16,37 @@ FIRST_PIECE_ID = 0x110002
 class FakeTokenizer:
     """Same methods as `kea.models.tokenizer.Tokenizer`; a character's id is its code point.
 
-    `pieces` are multi-character tokens, matched longest first, so that a stop string may lie inside a token.
+    `pieces` are multi-character tokens, matched longest first, so that a stop string may lie inside a token; `special`
+    are such tokens that become characters inside literal spans.
     """
 
-    def __init__(self, pieces: Sequence[str] = (), *, chat: bool = True) -> None:
+    def __init__(self, pieces: Sequence[str] = (), *, chat: bool = True, special: Sequence[str] = ()) -> None:
         self.pieces = tuple(sorted(pieces, key=len, reverse=True))
         self.has_chat_template = chat
         self.eos_token_ids: tuple[int, ...] = (EOS_ID,)
-        self.vocab_size = FIRST_PIECE_ID + len(self.pieces)
+        self.vocab_size = FIRST_PIECE_ID + len(self.pieces) + len(special)
+        first_id = FIRST_PIECE_ID + len(self.pieces)
+        self._special = SpecialTokens({text: first_id + idx for idx, text in enumerate(special)})
+        self.chat = ChatTemplate(_Backend(self), self._special)
 
-    def encode(self, text: str, special: bool = True) -> list[int]:
+    def encode(
+        self, text: str, *, special: bool = True, allow_special: bool = True, literal: Sequence[Span] = ()
+    ) -> list[int]:
         """Return the ids of `text`, after the begin-of-sequence token when `special`."""
-        ids = list(self._encode_pieces(text)) if self.pieces else [ord(char) for char in text]
+        spans = literal if allow_special else [(0, len(text))]
+        ids: list[int] = []
+        for piece in pieces(text, self._special, spans):
+            if isinstance(piece, int):
+                ids.append(piece)
+            else:
+                ids += self._encode_pieces(piece) if self.pieces else [ord(char) for char in piece]
         return [BOS_ID, *ids] if special else ids
 
-    def encode_continuation(self, text: str) -> list[int]:
+    def encode_continuation(self, text: str, *, allow_special: bool = True, literal: Sequence[Span] = ()) -> list[int]:
         """Return the ids of text that follows other tokens: no begin-of-sequence token."""
-        return self.encode(text, special=False)
+        return self.encode(text, special=False, allow_special=allow_special, literal=literal)
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Return the text of `ids`; begin and end of sequence have none."""
         return "".join(self._text_of(token_id) for token_id in ids)
 
@@ -55,6 +70,18 @@ class FakeTokenizer:
             start += len(piece or text[start])
 
     def _text_of(self, token_id: int) -> str:
-        if token_id >= FIRST_PIECE_ID:
-            return self.pieces[token_id - FIRST_PIECE_ID]
-        return "" if token_id in (BOS_ID, EOS_ID) else chr(token_id)
+        if token_id < BOS_ID:
+            return chr(token_id)
+        texts = ("", "", *self.pieces, *self._special.ids)
+        return texts[token_id - BOS_ID]
+
+
+class _Backend:
+    """What `ChatTemplate` asks of transformers' tokenizer, answered by the fake's own template."""
+
+    def __init__(self, tokenizer: FakeTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.chat_template = "fake" if tokenizer.has_chat_template else None
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+        return self._tokenizer.render_chat(messages, **options)

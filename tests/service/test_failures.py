@@ -208,8 +208,8 @@ async def test_a_refused_program_leaves_nothing_behind(calls: list[Any], error: 
 
 async def test_our_own_fault_ends_the_call_and_not_the_service() -> None:
     class Broken(FakeTokenizer):
-        def encode(self, text: str, special: bool = True) -> list[int]:
-            return [1 // 0] if "boom" in text else super().encode(text, special)
+        def encode(self, text: str, **options: Any) -> list[int]:
+            return [1 // 0] if "boom" in text else super().encode(text, **options)
 
     async with service(FakeEngine(tokenizer=Broken())) as some:
         session = some.create_session()

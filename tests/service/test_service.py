@@ -141,8 +141,8 @@ async def test_max_tokens_is_cut_only_where_it_was_not_asked_for() -> None:
 
 async def test_an_empty_prompt_is_refused_where_no_token_begins_it() -> None:
     class NoBegin(FakeTokenizer):
-        def encode(self, text: str, special: bool = True) -> list[int]:
-            return super().encode(text, special=False)
+        def encode(self, text: str, **options: Any) -> list[int]:
+            return super().encode(text, **options | {"special": False})
 
     async with service(FakeEngine(tokenizer=NoBegin()), FakeEngine()) as some:
         session = some.create_session()

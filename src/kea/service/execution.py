@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from kea.engine.base import Context, ContextSpec, Engine
 from kea.errors import Cancelled, ContextLengthExceeded, InvalidRequest
 from kea.program.call import CallSpec, OutputParameter
-from kea.service.prompt import Tokenizer, render_prompt
+from kea.service.prompt import PromptText, Tokenizer, render_prompt
 from kea.service.record import CallRecord, WrittenOutput
 from kea.service.session import Session
 from kea.types import Finish, FinishReason, GenerateOptions
@@ -45,14 +45,16 @@ class CallRunner:
         finally:
             context.free()
 
-    async def encode(self, text: str, *, is_first: bool, special: bool) -> list[int]:
+    async def encode(self, prompt: PromptText, *, is_first: bool, special: bool) -> list[int]:
         """Return the ids of a text that begins a context, or that follows other tokens."""
-        if len(text) > INLINE_CHARS:
-            return await asyncio.to_thread(self._encode, text, is_first, special)
-        return self._encode(text, is_first, special)
+        if len(prompt.text) > INLINE_CHARS:
+            return await asyncio.to_thread(self._encode, prompt, is_first, special)
+        return self._encode(prompt, is_first, special)
 
-    def _encode(self, text: str, is_first: bool, special: bool) -> list[int]:
-        return self.tokenizer.encode(text, special) if is_first else self.tokenizer.encode_continuation(text)
+    def _encode(self, prompt: PromptText, is_first: bool, special: bool) -> list[int]:
+        if is_first:
+            return self.tokenizer.encode(prompt.text, special=special, literal=prompt.literal)
+        return self.tokenizer.encode_continuation(prompt.text, literal=prompt.literal)
 
 
 class _Run:
@@ -78,11 +80,11 @@ class _Run:
         self._context_len = 0
         self._residual = ""
 
-    async def append_text(self, text: str, *, special: bool) -> None:
+    async def append_text(self, text: PromptText, *, special: bool) -> None:
         """Append the text before an output, behind what the stop of the output in front of it left."""
-        text = self._residual + text
+        text = text.behind(self._residual)
         is_first = not self._context_len
-        if is_first or text:
+        if is_first or text.text:
             self._append(await self._runner.encode(text, is_first=is_first, special=special))
         self._residual = ""
 
