@@ -19,6 +19,9 @@ CONTEXT_TOKENS = 6
 class Decoder(Protocol):
     """Turns the ids of one sequence into text as they come; `flush` ends the sequence."""
 
+    @property
+    def is_whole(self) -> bool: ...
+
     def push(self, token_id: int) -> str: ...
 
     def flush(self) -> str: ...
@@ -35,6 +38,10 @@ class ByteDecoder:
         self._is_first = at_start
         self._num_to_strip = vocabulary.num_stripped if at_start else 0
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    @property
+    def is_whole(self) -> bool:
+        return not self._utf8.getstate()[0]
 
     def push(self, token_id: int) -> str:
         piece = self._vocabulary.pieces.get(token_id, b"")
@@ -63,6 +70,10 @@ class WindowDecoder:
         self._decode = decode
         self._window = list(preceding[-CONTEXT_TOKENS:])
         self._num_read = len(self._window)
+
+    @property
+    def is_whole(self) -> bool:
+        return self._num_read == len(self._window)
 
     def push(self, token_id: int) -> str:
         self._window.append(token_id)
@@ -94,6 +105,11 @@ class Detokenizer:
     def __init__(self, decoder: Decoder, skipped: Collection[int]) -> None:
         self._decoder = decoder
         self._skipped = skipped
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the text given out so far is all that the tokens hold: no character is still incomplete."""
+        return self._decoder.is_whole
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Add tokens; return the text that became certain."""

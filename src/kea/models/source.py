@@ -17,16 +17,16 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 HINT = "Give a directory with a config.json, or the id of a Hugging Face model that this machine can reach."
 
 
-def resolve_source(name_or_path: str | Path) -> str:
-    """Return the directory, or the hub id, that transformers is to load from.
+def resolve_source(name_or_path: str | Path, any_of: tuple[str, ...] = ("config.json",)) -> str:
+    """Return the directory (which holds `any_of` these files), or the hub id, that transformers is to load from.
 
-    Raises `ModelLoadFailed` where it is neither a model directory nor shaped like a hub id.
+    Raises `ModelLoadFailed` where it is neither such a directory nor shaped like a hub id.
     """
     text = str(name_or_path)
     path = Path(text).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelLoadFailed(f"The directory {text} has no config.json.", hint=HINT, param="model")
+        if not any((path / file).is_file() for file in any_of):
+            raise ModelLoadFailed(f"The directory {text} has no {' or '.join(any_of)}.", hint=HINT, param="model")
         return str(path)
     if path.exists():
         raise ModelLoadFailed(f"{text} is a file; a model is a directory.", hint=HINT, param="model")

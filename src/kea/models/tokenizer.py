@@ -23,6 +23,7 @@ from kea.models.vocabulary import Vocabulary, try_read_vocabulary
 # tokens of its own, which is checked each time.
 SENTINELS = ("\n", "\x02", ".", "0", "a", "\u25a0")
 PREFIX_PROBES = ("a", "A", "1", ".")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
 
 class Tokenizer:
@@ -51,7 +52,7 @@ class Tokenizer:
     @classmethod
     def load(cls, name_or_path: str | Path, *, revision: str | None = None) -> Tokenizer:
         """Load from a directory or the hub; `ModelLoadFailed` with the reason."""
-        source = resolve_source(name_or_path)
+        source = resolve_source(name_or_path, TOKENIZER_FILES)
         with failing_as_load_error(source, "the tokenizer"):
             from transformers import AutoTokenizer
 
