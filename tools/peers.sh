@@ -118,7 +118,8 @@ check_vllm() { HF_HUB_OFFLINE=1 "$env/bin/python" -c 'import importlib.metadata 
 make_transformers() {
     install "$TORCH" "$TRANSFORMERS" || return 1
     write_serve <<'SH'
-export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
+export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}" HF_HUB_CACHE="${HF_HUB_CACHE:-$here/hub}"
+mkdir -p "$HF_HUB_CACHE" # without this folder its /v1/models fails
 exec "$here/bin/transformers" serve "$model" "$@"
 SH
 }

@@ -46,7 +46,7 @@ class FakeOpenAI:
 
     script: Callable[[int], Act] = whole
     has_tokenize: bool = True
-    models: tuple[str, ...] = ("fake",)
+    models: tuple[str, ...] | None = ("fake",)
     api_key: str | None = None
     bodies: list[dict[str, Any]] = field(default_factory=list)
     num_dropped: int = 0
@@ -65,6 +65,8 @@ class FakeOpenAI:
         return Starlette(routes=routes)
 
     async def _models(self, request: Request) -> Response:
+        if self.models is None:
+            return JSONResponse({"error": {"message": "scripted"}}, status_code=500)
         return JSONResponse({"object": "list", "data": [{"id": name} for name in self.models]})
 
     async def _version(self, request: Request) -> Response:

@@ -96,6 +96,7 @@ def test_short_answers_are_told() -> None:
         (("--peer", "name"), "each is NAME=URL"),
         (("--peer", "server=http://h"), "every server needs a name of its own"),
         (("--peer-key", "x=secret"), "peer-key names 'x'"),
+        (("--peer-model", "x=m"), "peer-model names 'x'"),
         (("--extra-body", "{"), "extra-body is no JSON"),
         (("--extra-body", "[]"), "must be a JSON object"),
         (("--trace", "absent.csv"), "no such file"),
@@ -141,9 +142,10 @@ def test_quick_bounds_everything() -> None:
 FLAGS = {
     "--api", "--api-key", "--base-url", "--concurrency", "--extra-body", "--ignore-eos", "--input-len", "--json",
     "--max-input-len", "--max-output-len", "--model", "--name", "--num-requests", "--output-len", "--peer",
-    "--peer-key", "--prefix-len", "--prompts", "--quick", "--rate", "--requests", "--rounds", "--seed", "--slo-e2e-ms",
-    "--slo-of", "--slo-tpot-factor", "--slo-tpot-ms", "--slo-ttft-factor", "--slo-ttft-ms", "--temperature",
-    "--time-limit-s", "--timeout-s", "--trace", "--trace-length-scale", "--trace-time-scale", "--warmups",
+    "--peer-key", "--peer-model", "--prefix-len", "--prompts", "--quick", "--rate", "--requests", "--rounds",
+    "--seed", "--slo-e2e-ms", "--slo-of", "--slo-tpot-factor", "--slo-tpot-ms", "--slo-ttft-factor",
+    "--slo-ttft-ms", "--temperature", "--time-limit-s", "--timeout-s", "--trace", "--trace-length-scale",
+    "--trace-time-scale", "--warmups",
 }  # fmt: skip
 
 

@@ -77,7 +77,7 @@ async def test_every_request_is_sent_once_with_its_length() -> None:
 async def test_peers_get_the_same_load_in_alternating_order() -> None:
     with serving(FakeOpenAI()) as ours, serving(FakeOpenAI(models=("its-own-name",))) as theirs:
         heard = Heard()
-        measured = await run(settings(ours, theirs, model="fake", num_rounds=3), heard)
+        measured = await run(settings(ours, theirs, num_rounds=3), heard)
     assert heard.rounds == [("s0", 0), ("s1", 0), ("s1", 1), ("s0", 1), ("s0", 2), ("s1", 2)]
     assert heard.num_ended == 36
     assert sorted(body["prompt"] for body in ours.bodies) == sorted(body["prompt"] for body in theirs.bodies)
@@ -170,11 +170,31 @@ async def test_slow_preparation_is_bounded() -> None:
             await run(chosen)
 
 
-@pytest.mark.parametrize("models", [(), ("a", "b")])
-async def test_a_model_that_is_not_served_is_refused(models: tuple[str, ...]) -> None:
-    with serving(FakeOpenAI(models=models)) as fake, pytest.raises(InvalidRequest, match="serves") as caught:
-        await run(settings(fake, model="other"))
-    assert caught.value.param == "model"
+@pytest.mark.parametrize(
+    ("served", "wanted", "chosen"),
+    [
+        (("only",), None, "only"),
+        (("a", "b"), "b", "b"),
+        (None, "unlisted", "unlisted"),
+        ((), "unlisted", "unlisted"),
+        ((), None, None),
+        (("a", "b"), None, None),
+        (("only",), "other", None),
+        (None, None, None),
+    ],
+)
+async def test_the_model_is_the_asked_or_the_only_one(
+    served: tuple[str, ...] | None, wanted: str | None, chosen: str | None
+) -> None:
+    with serving(FakeOpenAI(models=served)) as fake:
+        target = Target("s0", fake.url, None, wanted)
+        asked = ServeSettings((target,), WORKLOAD, num_warmups=0)
+        if chosen is not None:
+            assert (await run(asked)).served[0].model == chosen
+            return
+        with pytest.raises(InvalidRequest, match="The server s0") as caught:
+            await run(asked)
+        assert caught.value.param == "model"
 
 
 async def test_a_server_that_is_not_there_is_named() -> None:

@@ -41,6 +41,7 @@ def serve(
     api_key: options.ApiKey = None,
     peer: options.Peers = None,
     peer_key: options.PeerKeys = None,
+    peer_model: options.PeerModels = None,
     api: options.Api = options.ApiChoice.COMPLETIONS,
     rate: options.Rate = None,
     concurrency: options.Concurrency = None,
@@ -89,10 +90,11 @@ def serve(
             max_output_len=options.try_limit(max_output_len, "max-output-len"),
         )
         settings = ServeSettings(
-            targets=options.read_targets(Target(name, base_url, api_key), peer or [], peer_key or []),
+            targets=options.read_targets(
+                Target(name, base_url, api_key, model), peer or [], peer_key or [], peer_model or []
+            ),
             workload=workload,
             shape=RequestShape(api.value, ignore_eos, temperature, timeout_s, options.read_extra(extra_body)),
-            model=model,
             slo=Slo(
                 options.try_seconds(slo_ttft_ms, "slo-ttft-ms"),
                 options.try_seconds(slo_tpot_ms, "slo-tpot-ms"),

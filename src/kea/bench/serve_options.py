@@ -45,6 +45,9 @@ ModelName = Annotated[str | None, typer.Option(help="The model's name; a server 
 ApiKey = Annotated[str | None, typer.Option(envvar="KEA_API_KEY", help="This server's key; peers do not see it.")]
 Peers = Annotated[list[str] | None, typer.Option(metavar="NAME=URL", help="A server to compare with. Repeatable.")]
 PeerKeys = Annotated[list[str] | None, typer.Option(metavar="NAME=KEY", help="The key of a peer. Repeatable.")]
+PeerModels = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=MODEL", help="A peer's name for the model, if it has several.")
+]
 Api = Annotated[ApiChoice, typer.Option(help="The endpoint.")]
 
 Rate = Annotated[str | None, _option(_LOAD, "Poisson arrivals per second; inf (the default) is all at once.")]
@@ -92,15 +95,16 @@ RequestsFile = Annotated[
 ]
 
 
-def read_targets(first: Target, peers: Sequence[str], keys: Sequence[str]) -> tuple[Target, ...]:
-    """Return the subject and its peers, each with its own key only."""
-    addresses, secrets = _pairs(peers, "peer", "URL"), _pairs(keys, "peer-key", "KEY")
-    for name in secrets:
-        if name not in addresses:
-            raise InvalidRequest(
-                f"peer-key names {name!r}, which is no peer; peers: {', '.join(addresses) or 'none'}.", param="peer-key"
-            )
-    return (first, *(Target(name, url, secrets.get(name)) for name, url in addresses.items()))
+def read_targets(first: Target, peers: Sequence[str], keys: Sequence[str], models: Sequence[str]) -> tuple[Target, ...]:
+    """Return the subject and its peers, each with its own key and model only."""
+    addresses = _pairs(peers, "peer", "URL")
+    secrets, names = _pairs(keys, "peer-key", "KEY"), _pairs(models, "peer-model", "MODEL")
+    for param, given in (("peer-key", secrets), ("peer-model", names)):
+        for name in given:
+            if name not in addresses:
+                known = ", ".join(addresses) or "none"
+                raise InvalidRequest(f"{param} names {name!r}, which is no peer; peers: {known}.", param=param)
+    return (first, *(Target(name, url, secrets.get(name), names.get(name)) for name, url in addresses.items()))
 
 
 def _pairs(texts: Sequence[str], param: str, what: str) -> dict[str, str]:

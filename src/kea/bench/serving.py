@@ -43,7 +43,6 @@ class ServeSettings:
     targets: tuple[Target, ...]
     workload: Workload
     shape: RequestShape = field(default_factory=RequestShape)
-    model: str | None = None
     slo: Slo = field(default_factory=Slo)
     relative_slo: RelativeSlo | None = None
     num_rounds: int = 1
@@ -135,7 +134,9 @@ async def _prepare(
     settings: ServeSettings, clients: Sequence[LoadClient], view: View, stop: asyncio.Event
 ) -> tuple[_Prepared, Slo]:
     view.phase("asking the servers for their models")
-    models = [await _choose_model(client, settings.model) for client in clients]
+    models: list[str] = []
+    for client in clients:
+        models.append(await _choose_model(client, models))
     versions = [await client.try_version() for client in clients]
     for client, model in zip(clients, models, strict=True):
         await probe(client, model)
@@ -148,15 +149,22 @@ async def _prepare(
     return prepared, await _objective(settings, prepared, view, stop)
 
 
-async def _choose_model(client: LoadClient, wanted: str | None) -> str:
-    served = await client.models()
-    if wanted is not None and wanted in served:
+async def _choose_model(client: LoadClient, chosen: Sequence[str]) -> str:
+    """Return the model asked for, else the first server's if it is served here too, else the only one."""
+    served = await client.try_models()
+    wanted = client.target.model
+    if wanted is not None and (not served or wanted in served):
         return wanted
-    if len(served) == 1:
-        # Peers serve the same weights under names of their own.
-        return served[0]
+    if wanted is None and served:
+        if chosen and chosen[0] in served:
+            return chosen[0]
+        if len(served) == 1:
+            return served[0]
+    listed = f"has {', '.join(served)}" if served else "lists no model"
     raise InvalidRequest(
-        f"model is {wanted!r}; the server {client.target.name} serves {', '.join(served) or 'no model'}.", param="model"
+        f"The server {client.target.name} {listed}, and its model is given as {wanted!r}.",
+        hint="Name it with --model, or a peer's with --peer-model.",
+        param="model",
     )
 
 

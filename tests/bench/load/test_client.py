@@ -131,7 +131,7 @@ def test_addresses() -> None:
 async def test_what_a_server_says_of_itself() -> None:
     with serving(FakeOpenAI(models=("m", "n"))) as fake:
         async with LoadClient(Target("fake", fake.url), RequestShape(), time.perf_counter) as client:
-            assert await client.models() == ("m", "n")
+            assert await client.try_models() == ("m", "n")
             assert await client.try_version() == "1.2.3"
             assert await client.try_count_tokens("m", "two words") == 3
 
@@ -144,7 +144,8 @@ async def test_calibration_gives_prompts_of_the_wanted_length(has_tokenize: bool
             result = await probe(client, "m", render((Piece("x", 100),), lexicon))
     assert lexicon.is_exact is has_tokenize
     assert lexicon.base_tokens == 1
-    assert lexicon.words == WORDS
+    assert set(lexicon.words) <= set(WORDS)
+    assert len(lexicon.words) >= 40
     assert result.prompt_tokens == 100
 
 

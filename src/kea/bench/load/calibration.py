@@ -41,13 +41,13 @@ async def _try_exact(client: LoadClient, model: str) -> Lexicon | None:
 
 
 async def _average(client: LoadClient, model: str) -> Lexicon:
-    """Compare the prompt tokens that the server reports for some words once and twice."""
+    """Compare the prompt tokens that the server reports for some words once and twice; only these are used then."""
     some = WORDS[:_NUM_AVERAGED]
     once, twice = [await _prompt_tokens(client, model, " ".join(some * times)) for times in (1, 2)]
     if once is None or twice is None or twice <= once:
-        return Lexicon(WORDS, (1.0,) * len(WORDS), 0.0, is_exact=False)
+        return Lexicon(some, (1.0,) * len(some), 0.0, is_exact=False)
     cost = (twice - once) / len(some)
-    return Lexicon(WORDS, (cost,) * len(WORDS), max(0.0, once - cost * len(some)), is_exact=False)
+    return Lexicon(some, (cost,) * len(some), max(0.0, once - cost * len(some)), is_exact=False)
 
 
 async def _prompt_tokens(client: LoadClient, model: str, text: str) -> int | None:

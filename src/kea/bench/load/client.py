@@ -25,11 +25,13 @@ _MAX_MESSAGE = 300
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A server of the run. `base_url` has no /v1 at its end; the key is never printed nor written."""
+    """A server of the run. `base_url` has no /v1 at its end; the key is never printed nor written; a `model` of None is
+    the one that the server has."""
 
     name: str
     base_url: str
     api_key: str | None = field(default=None, repr=False)
+    model: str | None = None
 
     def __post_init__(self) -> None:
         if not self.base_url.startswith(("http://", "https://")):
@@ -178,20 +180,21 @@ class LoadClient:
         if timer.finish_reason is None:
             raise _RequestFailed("disconnect", "the stream ended without a finish reason")
 
-    async def models(self) -> tuple[str, ...]:
-        """Return the names of the models served. Raises Unreachable where there is no such answer."""
-        data = await self._get_json("/v1/models")
+    async def try_models(self) -> tuple[str, ...] | None:
+        """Return the names of the models served, None for a server that does not list them.
+
+        Raises Unreachable where nothing answers.
+        """
+        data = await self._try_get_json("/v1/models")
         try:
-            return tuple(str(model["id"]) for model in data["data"])
-        except (KeyError, TypeError) as error:
-            raise Unreachable(f"{self.target.base_url}/v1/models gave no list of models: {str(data)[:100]}.") from error
+            return None if data is None else tuple(str(model["id"]) for model in data["data"])
+        except (KeyError, TypeError):
+            return None
 
     async def try_version(self) -> str | None:
         """Return what /version says, None for a server without that route."""
-        try:
-            version = (await self._get_json("/version")).get("version")
-        except Unreachable:
-            return None
+        data = await self._try_get_json("/version")
+        version = data.get("version") if isinstance(data, dict) else None
         return None if version is None else str(version)
 
     async def try_count_tokens(self, model: str, text: str) -> int | None:
@@ -206,21 +209,20 @@ class LoadClient:
         count = data.get("count", len(data.get("tokens") or ()))
         return int(count) or None
 
-    async def _get_json(self, path: str) -> Any:
-        url = f"{self.target.base_url}{path}"
+    async def _try_get_json(self, path: str) -> Any | None:
+        """Return the JSON of a route, None where it answers with something else or another status."""
         try:
             response = await self._http.get(path, timeout=30.0)
         except httpx2.TransportError as error:
             raise Unreachable(
-                f"The server {self.target.name} at {url} does not answer ({str(error) or type(error).__name__}).",
+                f"The server {self.target.name} at {self.target.base_url} does not answer"
+                f" ({str(error) or type(error).__name__}).",
                 hint="Is it running, and is this its address?",
             ) from error
-        if response.status_code != 200:
-            raise Unreachable(f"{url} answered {_http_message(response.status_code, response.content)}.")
         try:
-            return response.json()
-        except ValueError as error:
-            raise Unreachable(f"{url} answered with something that is not JSON.") from error
+            return response.json() if response.status_code == 200 else None
+        except ValueError:
+            return None
 
 
 def _result(
