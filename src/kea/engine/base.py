@@ -162,8 +162,22 @@ Event = Generated | GenerationFailed | ContextFailed | SnapshotTaken
 
 
 @dataclass(frozen=True, slots=True)
+class StepShape:
+    """What a step's time depends on.
+
+    `prefill_tokens`: tokens of prefill chunks. `kv_tokens`: the lengths of all sequences after the step, summed.
+    `prefill_pairs`: query-key pairs of the chunks: n * context + n * (n + 1) / 2 for n tokens behind a context.
+    """
+
+    prefill_tokens: int
+    num_sequences: int
+    kv_tokens: int
+    prefill_pairs: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class LatencySnapshot:
-    """The fitted step time: base_s + per_prefill_token_s * n + per_sequence_s * m + per_kv_token_s * k.
+    """The fitted step time: the sum of the coefficients, each times its count of `StepShape`, and `base_s`.
 
     `median_error_ratio` is the median of |predicted - measured| / measured over recent steps; None before any fit.
     """
@@ -174,6 +188,7 @@ class LatencySnapshot:
     per_kv_token_s: float
     num_samples: int
     median_error_ratio: float | None
+    per_prefill_pair_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
