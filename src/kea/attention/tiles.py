@@ -15,6 +15,7 @@ from kea.attention.base import SequencePlan
 
 MAX_BLOCK_QUERIES = 512
 MAX_MASK_ELEMENTS = 1 << 22
+MAX_TILE_TOKENS = 8192
 MIN_BUCKET_PAGES = 8
 UNBOUNDED = np.iinfo(np.int64).max // 4
 
@@ -43,6 +44,9 @@ class Stretch:
     reach: int
 
 
+Member = tuple[Block, list[Stretch]]
+
+
 @dataclass(frozen=True, slots=True)
 class Tile:
     """B blocks of Q queries each over P gathered pages; a shorter block repeats a page of its own, fully masked.
@@ -65,19 +69,30 @@ class Tile:
 def plan_tiles(sequences: tuple[SequencePlan, ...], page_tokens: int, window: int | None) -> list[Tile]:
     """Return the tiles of a step in a layer of this `window`: decode rows of similar length together, chunks alone."""
     tiles: list[Tile] = []
-    buckets: dict[int, list[tuple[Block, list[Stretch]]]] = {}
+    buckets: dict[int, list[Member]] = {}
     for sequence in sequences:
         if sequence.num_queries == 1:
             block = Block(sequence, sequence.row_start, sequence.position, sequence.position + 1)
             stretches = list(_stretches(block, page_tokens, window))
-            num_pages = sum(len(stretch.pages) for stretch in stretches)
-            buckets.setdefault(max(num_pages, MIN_BUCKET_PAGES).bit_length(), []).append((block, stretches))
+            bucket = max(_num_pages(stretches), MIN_BUCKET_PAGES).bit_length()
+            buckets.setdefault(bucket, []).append((block, stretches))
         else:
             tiles += [
                 _tile([(block, list(_stretches(block, page_tokens, window)))], page_tokens)
                 for block in _blocks(sequence)
             ]
-    return tiles + [_tile(members, page_tokens) for members in buckets.values()]
+    return tiles + [_tile(part, page_tokens) for members in buckets.values() for part in _split(members, page_tokens)]
+
+
+def _split(members: list[Member], page_tokens: int) -> Iterator[list[Member]]:
+    """Cut a bucket into tiles of bounded size: it bounds the buffers, and a small copy is still in cache when used."""
+    width = max(_num_pages(stretches) for _, stretches in members) * page_tokens
+    size = max(1, MAX_TILE_TOKENS // max(1, width))
+    return (members[i : i + size] for i in range(0, len(members), size))
+
+
+def _num_pages(stretches: list[Stretch]) -> int:
+    return sum(len(stretch.pages) for stretch in stretches)
 
 
 def _blocks(sequence: SequencePlan) -> Iterator[Block]:
@@ -102,8 +117,8 @@ def _stretches(block: Block, page_tokens: int, window: int | None) -> Iterator[S
         yield Stretch(pages, page * page_tokens, run.start, run.stop, reach)
 
 
-def _tile(members: list[tuple[Block, list[Stretch]]], page_tokens: int) -> Tile:
-    width = max(1, *(sum(len(stretch.pages) for stretch in stretches) for _, stretches in members))
+def _tile(members: list[Member], page_tokens: int) -> Tile:
+    width = max(1, *(_num_pages(stretches) for _, stretches in members))
     fields = np.zeros((5, len(members), width), dtype=np.int64)
     pages, base, lo, hi, reach = fields
     offsets = np.arange(width, dtype=np.int64) * page_tokens
