@@ -103,6 +103,7 @@ def test_short_answers_are_told() -> None:
         (("--slo-ttft-ms", "-5"), "slo-ttft-ms is -5"),
         (("--slo-of", "nobody"), "slo-of is 'nobody'"),
         (("--rounds", "0"), "rounds is 0"),
+        (("--json", "/"), "json is '/', which cannot be written"),
     ],
 )
 def test_wrong_options_are_refused_by_name(arguments: tuple[str, ...], said: str) -> None:

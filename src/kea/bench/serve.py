@@ -114,6 +114,8 @@ def serve(
 
 def run(settings: ServeSettings, json_file: Path | None, requests_file: Path | None) -> int:
     """Measure, print the table, write the files, and return the exit status."""
+    options.check_writable(json_file, "json")
+    options.check_writable(requests_file, "requests")
     console, notes = Console(), Console(stderr=True)
     machine, began, started = read_machine(), datetime.now(UTC), time.perf_counter()
     with ProgressView(notes) as view:

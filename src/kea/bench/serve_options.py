@@ -156,6 +156,17 @@ def try_seconds(milliseconds: float | None, param: str) -> float | None:
     return milliseconds / 1000
 
 
+def check_writable(path: Path | None, param: str) -> None:
+    """Raise InvalidRequest now where a result could not be written to `path` after the run."""
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        raise InvalidRequest(f"{param} is {str(path)!r}, which cannot be written: {error}.", param=param) from error
+
+
 def make_quick(settings: ServeSettings) -> ServeSettings:
     """Return the same run cut down so that it ends within five minutes, whatever the servers do."""
     workload = settings.workload
