@@ -16,6 +16,7 @@ from kea.server.app import create_app
 from kea.server.config import ServerConfig
 from kea.server.run import Server
 from kea.server.state import AppState
+from kea.service import NativeFunction, Service
 from tests.fakes.engine import FakeEngine
 from tests.fakes.tokenizer import FakeTokenizer
 
@@ -90,25 +91,27 @@ async def serving(
     *,
     tokenizer: ChatTokenizer | None = None,
     api_key: str = "none",
-    **options: Any,
+    functions: Mapping[str, NativeFunction] | None = None,
 ) -> AsyncIterator[Serving]:
     """Run a server; at the end, check that it has no contexts left."""
     tokenizer = tokenizer or ChatTokenizer()
     engine = engine or FakeEngine(tokenizer=tokenizer)
-    app = create_app(config or ServerConfig(port=0), engine, tokenizer, **options)
-    ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    server = Server(app, lambda found: ready.set_result(found.url), handles_signals=False)
-    running = asyncio.create_task(server.run())
-    try:
-        url = await asyncio.wait_for(ready, 5)
-        headers = {"authorization": f"Bearer {api_key}"}
-        async with (
-            httpx2.AsyncClient(base_url=url, headers=headers, timeout=20) as http,
-            openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=api_key, max_retries=0, timeout=20) as client,
-        ):
-            yield Serving(url, app.state.kea, engine, http, client, server)
-            engine.release()
-    finally:
-        server.stop()
-        await asyncio.wait_for(running, 15)
+    async with Service([engine], tokenizer, functions=functions) as service:
+        app = create_app(config or ServerConfig(port=0), engine, tokenizer, service)
+        ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        server = Server(app, lambda found: ready.set_result(found.url), handles_signals=False)
+        running = asyncio.create_task(server.run())
+        try:
+            url = await asyncio.wait_for(ready, 5)
+            headers = {"authorization": f"Bearer {api_key}"}
+            async with (
+                httpx2.AsyncClient(base_url=url, headers=headers, timeout=20, verify=False) as http,
+                httpx2.AsyncClient(timeout=20, verify=False) as inner,
+                openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=api_key, max_retries=0, http_client=inner) as client,
+            ):
+                yield Serving(url, app.state.kea, engine, http, client, server)
+                engine.release()
+        finally:
+            server.stop()
+            await asyncio.wait_for(running, 15)
     assert not engine.contexts, "contexts were left behind"

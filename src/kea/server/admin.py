@@ -14,6 +14,7 @@ from kea.errors import EngineDied, KeaError
 from kea.server.endpoint import Call
 from kea.server.metrics import CONTENT_TYPE
 from kea.server.wire.models import HealthReply, VersionReply
+from kea.service import ServiceSnapshot
 
 PACKAGE = "kea-serve"
 SNAPSHOT_TIMEOUT_S = 2.0
@@ -34,13 +35,17 @@ async def get_version(_call: Call) -> ASGIApp:
 
 async def get_metrics(call: Call) -> ASGIApp:
     """Answer with the exposition of all metrics."""
-    content = call.state.metrics.expose(await try_snapshot(call))
+    content = call.state.metrics.expose(await try_snapshot(call), _service_snapshot(call))
     return Response(content, 200, media_type=CONTENT_TYPE)
 
 
 async def get_openapi(call: Call) -> ASGIApp:
     """Answer with the OpenAPI document of the endpoints that are on."""
-    return Response(json.dumps(call.state.openapi), 200, media_type="application/json")
+    return Response(json.dumps(call.state.openapi()), 200, media_type="application/json")
+
+
+def _service_snapshot(call: Call) -> ServiceSnapshot | None:
+    return None if call.state.programs is None else call.state.programs.snapshot()
 
 
 async def try_snapshot(call: Call) -> Snapshot | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 import uuid
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Callable, Iterable
+from functools import cache, partial
 from importlib.metadata import version
+from weakref import WeakValueDictionary
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -34,17 +36,25 @@ from kea.server.parsers.probe import TemplateFacts, probe_template
 from kea.server.routes import choose_endpoints
 from kea.server.served import ServedModel, Tokenizer
 from kea.server.state import AppState
+from kea.service import Service
 
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
-def create_app(config: ServerConfig, engine: Engine, tokenizer: Tokenizer) -> Starlette:
-    """Build the application over an engine and its tokenizer, which stay their maker's to close.
+def create_app(
+    config: ServerConfig,
+    engine: Engine,
+    tokenizer: Tokenizer,
+    service: Service | None = None,
+    next_order: Callable[[], float] | None = None,
+) -> Starlette:
+    """Build the application over an engine, its tokenizer and the service, which stay their maker's to close.
 
-    `app.state.kea` is the `AppState`; whoever runs the application drains its lifecycle before it ends.
+    Without a service there are no endpoints for programs. `next_order` gives each single request its place among the
+    applications that the engine serves (None: they are counted here). `app.state.kea` is the `AppState`.
     """
-    endpoints = choose_endpoints(config)
+    endpoints = choose_endpoints(config, with_programs=service is not None)
     model = _serve_model(config, engine, tokenizer)
     metrics = Metrics(model.name)
     state = AppState(
@@ -55,7 +65,10 @@ def create_app(config: ServerConfig, engine: Engine, tokenizer: Tokenizer) -> St
         lifecycle=Lifecycle(),
         metrics=metrics,
         runner=Runner(engine, metrics),
-        openapi=create_document(endpoints, version(PACKAGE)),
+        openapi=cache(partial(create_document, endpoints, version(PACKAGE))),
+        programs=service,
+        next_order=next_order or partial(next, itertools.count(1)),
+        parrot_sessions=WeakValueDictionary(),
     )
     app = Starlette(
         routes=_routes(endpoints),

@@ -6,14 +6,18 @@ waiting, memory) is read from its snapshot when the metrics are asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from kea.engine.base import Snapshot
+from kea.service import ServiceSnapshot
 from kea.types import FinishReason, Usage
+
+Values = Mapping[str, tuple[str, float]]
 
 LABEL = "model_name"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -95,7 +99,7 @@ class Metrics:
         self._success = {reason: success.labels(model_name, reason.value) for reason in FinishReason}
         failures = Counter("kea:request_failure", "Generations that failed.", [LABEL, "code"], registry=self._registry)
         self._failures = failures
-        self._engine = EngineCollector(model_name)
+        self._engine = SnapshotCollector(model_name)
         self._registry.register(self._engine)
 
     def saw_first_token(self, seconds: float) -> None:
@@ -118,33 +122,50 @@ class Metrics:
     def saw_failure(self, code: str) -> None:
         self._failures.labels(self.model_name, code).inc()
 
-    def expose(self, snapshot: Snapshot | None) -> bytes:
+    def expose(self, snapshot: Snapshot | None, service: ServiceSnapshot | None = None) -> bytes:
         """Return the exposition; without a snapshot (the engine restarts) the engine's part is left out."""
         self._engine.snapshot = snapshot
+        self._engine.service = service
         return generate_latest(self._registry)
 
 
-class EngineCollector(Collector):
-    """The engine's part, made from the snapshot that was set last."""
+class SnapshotCollector(Collector):
+    """The parts of the engine and of the service, made from the snapshots that were set last."""
 
     def __init__(self, model_name: str) -> None:
         self._model_name = model_name
         self.snapshot: Snapshot | None = None
+        self.service: ServiceSnapshot | None = None
 
     def collect(self) -> Iterator[Metric]:
-        if self.snapshot is None:
-            return
-        for name, (text, value) in _gauges(self.snapshot).items():
-            gauge = GaugeMetricFamily(f"kea:{name}", text, labels=[LABEL])
-            gauge.add_metric([self._model_name], value)
-            yield gauge
-        for name, (text, value) in _counters(self.snapshot).items():
-            counter = CounterMetricFamily(f"kea:{name}", text, labels=[LABEL])
-            counter.add_metric([self._model_name], value)
-            yield counter
+        if self.snapshot is not None:
+            yield from self._families(_gauges(self.snapshot), GaugeMetricFamily)
+            yield from self._families(_counters(self.snapshot), CounterMetricFamily)
+        if self.service is not None:
+            yield from self._families(_service_gauges(self.service), GaugeMetricFamily)
+            yield self._ended_calls(self.service)
+
+    def _families(self, values: Values, family: Callable[..., Any]) -> Iterator[Metric]:
+        for name, (text, value) in values.items():
+            metric = family(f"kea:{name}", text, labels=[LABEL])
+            metric.add_metric([self._model_name], value)
+            yield metric
+
+    def _ended_calls(self, service: ServiceSnapshot) -> Metric:
+        metric = CounterMetricFamily("kea:program_calls", "Calls of programs that ended.", labels=[LABEL, "state"])
+        for state, value in service.num_ended.items():
+            metric.add_metric([self._model_name, state.value], value)
+        return metric
 
 
-def _gauges(snapshot: Snapshot) -> Mapping[str, tuple[str, float]]:
+def _service_gauges(service: ServiceSnapshot) -> Values:
+    return {
+        "num_sessions": ("Sessions that are open.", service.num_sessions),
+        "num_pending_calls": ("Calls of programs that have not ended.", service.num_pending),
+    }
+
+
+def _gauges(snapshot: Snapshot) -> Values:
     memory = snapshot.memory
     return {
         "num_requests_running": ("Contexts in the batch.", snapshot.num_running),
@@ -154,7 +175,7 @@ def _gauges(snapshot: Snapshot) -> Mapping[str, tuple[str, float]]:
     }
 
 
-def _counters(snapshot: Snapshot) -> Mapping[str, tuple[str, float]]:
+def _counters(snapshot: Snapshot) -> Values:
     memory = snapshot.memory
     return {
         "prefix_cache_queries": ("Tokens looked up in the prefix tree.", memory.queried_tokens),

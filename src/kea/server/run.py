@@ -110,11 +110,18 @@ class _Uvicorn(uvicorn.Server):
         super().__init__(config)
         self._state = state
         self._on_started = on_started
+        self._asked = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         self._on_started()
+
+    async def main_loop(self) -> None:
+        """Wait for the end. uvicorn looks ten times a second; its clock for the Date header needs one tick a second."""
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._asked.wait(), 1.0)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the socket, let requests end or end them, wait until their answers are sent."""
@@ -142,6 +149,7 @@ class _Uvicorn(uvicorn.Server):
         if self.should_exit:
             self._state.lifecycle.end()
         self.should_exit = True
+        self._asked.set()
 
 
 def open_socket(config: ServerConfig) -> socket.socket:

@@ -11,12 +11,14 @@ from contextlib import aclosing
 from starlette.types import Receive, Scope, Send
 
 from kea.errors import KeaError
+from kea.program.events import KEEP_ALIVE
 from kea.server.errors import as_kea_error, error_body
 
 logger = logging.getLogger(__name__)
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE_S = 15.0
 LIFELINE_KEY = "kea.lifeline"
 ErrorFrame = Callable[[KeaError], bytes]
 HEADERS = [(b"content-type", EVENT_STREAM.encode()), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
@@ -70,6 +72,26 @@ class EventStream:
             logger.exception("a stream failed")
             return self._error_frame(as_kea_error(error))
         return b""
+
+
+async def with_keep_alive(frames: AsyncGenerator[bytes], interval_s: float = KEEP_ALIVE_S) -> AsyncGenerator[bytes]:
+    """Yield the frames, and a comment whenever none came for a while, so that proxies keep the connection."""
+    async with aclosing(frames):
+        pending = asyncio.ensure_future(anext(frames, None))
+        try:
+            while True:
+                done, _ = await asyncio.wait({pending}, timeout=interval_s)
+                if not done:
+                    yield KEEP_ALIVE
+                    continue
+                frame = pending.result()
+                if frame is None:
+                    return
+                yield frame
+                pending = asyncio.ensure_future(anext(frames, None))
+        finally:
+            pending.cancel()
+            await asyncio.wait({pending})
 
 
 async def begin_stream(frames: AsyncGenerator[bytes], error_frame: ErrorFrame = openai_error_frame) -> EventStream:

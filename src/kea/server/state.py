@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 from kea.server.auth import Authenticator
 from kea.server.config import ServerConfig
@@ -12,6 +14,7 @@ from kea.server.lifecycle import Lifecycle
 from kea.server.limits import Slots
 from kea.server.metrics import Metrics
 from kea.server.served import ServedModel
+from kea.service import Service, Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,16 @@ class AppState:
     lifecycle: Lifecycle
     metrics: Metrics
     runner: Runner
-    openapi: dict[str, Any]
+    openapi: Callable[[], dict[str, Any]]
+    programs: Service | None
+    next_order: Callable[[], float]
+    parrot_sessions: WeakValueDictionary[int, Session]
+
+    @property
+    def service(self) -> Service:
+        """The service; its endpoints are on only where there is one."""
+        assert self.programs is not None, "an endpoint for programs is on without a service"
+        return self.programs
 
     async def drain(self) -> None:
         """Let running requests end within the grace, and end the others with an answer."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -77,7 +76,7 @@ def create_job(call: Call, fields: SamplingFields, wanted: Wanted, prompt: Promp
     spec = ContextSpec(
         tenant=call.tenant,
         priority=fields.priority or 0,
-        order=time.monotonic(),
+        order=call.state.next_order(),
         prompt_logprobs=wanted.prompt_logprobs,
     )
     return PromptJob(prompt.token_ids, tuple(_choices(options, wanted.num_choices)), spec, prompt.text)

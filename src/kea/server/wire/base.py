@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -38,8 +39,8 @@ class Reply(BaseModel):
     def to_json(self) -> bytes:
         return self.__pydantic_serializer__.to_json(self, exclude_unset=True)
 
-    def to_response(self, headers: Mapping[str, str] | None = None) -> Response:
-        return Response(self.to_json(), 200, headers, JSON_TYPE)
+    def to_response(self, status: int = 200) -> Response:
+        return Response(self.to_json(), status, media_type=JSON_TYPE)
 
 
 B = TypeVar("B", bound=Body)
@@ -51,6 +52,11 @@ def parse_body(model: type[B], raw: bytes) -> B:
         return model.model_validate_json(raw or b"{}")
     except ValidationError as error:
         raise _explain(error) from None
+
+
+def json_response(content: dict[str, Any]) -> Response:
+    """Build the answer from what another room describes as JSON itself."""
+    return Response(json.dumps(content, ensure_ascii=False).encode(errors="replace"), 200, media_type=JSON_TYPE)
 
 
 def unsupported(name: str, value: object, allowed: Sequence[object] = ()) -> Unsupported:

@@ -1,0 +1,63 @@
+"""Bodies of Kea's own session routes (docs/wire.md). Programs are read by `kea.program.wire`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from kea.server.wire.base import Body, Reply
+
+
+class SessionBody(Body):
+    """A session to open."""
+
+    name: str = Field(default="", max_length=200)
+
+
+class SessionReply(Reply):
+    """A session: its id, and the secret that every further request carries."""
+
+    session_id: int
+    session_secret: str
+
+
+class ProgramBody(Body):
+    """A program: calls and the variables that they read."""
+
+    calls: list[dict[str, Any]] = Field(default_factory=list)
+    variables: list[dict[str, Any]] = Field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what was sent, unknown keys included: the program's reader refuses those."""
+        return {**{name: getattr(self, name) for name in type(self).model_fields}, **(self.model_extra or {})}
+
+
+class ValueBody(Body):
+    """The value of a variable."""
+
+    value: str
+
+
+class CancelBody(Body):
+    """The calls to cancel; all of them when null."""
+
+    call_ids: list[str] | None = None
+
+
+class VariableReply(Reply):
+    """A variable that is ready."""
+
+    id: str
+    state: str
+    value: str
+
+
+class CancelReply(Reply):
+    """The calls that still ran and were cancelled."""
+
+    cancelled: list[str]
+
+
+class EmptyReply(Reply):
+    """Nothing but success."""
