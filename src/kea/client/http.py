@@ -1,0 +1,148 @@
+"""The transport to a server, over the routes of docs/wire.md. Owns one HTTP client; knows no engine."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from kea.errors import InvalidRequest, KeaError, NotFound, Unreachable, error_from_dict
+from kea.program.call import Program
+from kea.program.events import EventDecoder
+from kea.program.status import SessionStatus, status_from_json
+from kea.program.wire import program_to_json
+from kea.types import Criteria
+
+if TYPE_CHECKING:
+    import httpx2
+
+CONNECT_TIMEOUT_S = 10.0
+
+
+class HttpTransport:
+    """A connection to the server at `url` (scheme, host, port; the routes' /v1 is added)."""
+
+    linger_s = 0.001
+
+    def __init__(self, url: str, api_key: str | None = None) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise InvalidRequest(f"url is {url!r}; it must begin with http:// or https://.", param="url")
+        self._url = url.rstrip("/").removesuffix("/v1")
+        self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        self._stack = AsyncExitStack()
+        self._client: httpx2.AsyncClient | None = None
+
+    async def open(self) -> None:
+        import httpx2
+
+        client = httpx2.AsyncClient(
+            base_url=self._url,
+            headers=self._headers,
+            timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S),
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=64),
+        )
+        self._client = await self._stack.enter_async_context(client)
+
+    async def open_session(self, name: str) -> HttpChannel:
+        assert self._client is not None, "the transport is not open"
+        opened = await request(self._client, "POST", "/v1/sessions", json={"name": name})
+        return HttpChannel(self._client, int(opened["session_id"]), str(opened["session_secret"]))
+
+    async def close(self) -> None:
+        await self._stack.aclose()
+
+
+class HttpChannel:
+    """A session of the server."""
+
+    def __init__(self, client: httpx2.AsyncClient, session_id: int, secret: str) -> None:
+        self._client = client
+        self._path = f"/v1/sessions/{session_id}"
+        self._headers = {"X-Kea-Session-Secret": secret}
+
+    async def submit(self, program: Program) -> None:
+        await self._request("POST", "/calls", json=program_to_json(program))
+
+    async def set(self, variable_id: str, value: str) -> None:
+        await self._request("PUT", f"/variables/{variable_id}", json={"value": value})
+
+    async def get(self, variable_id: str, criteria: Criteria | None, deadline_s: float | None) -> str:
+        params = _query(criteria, deadline_s)
+        answer = await self._request("GET", f"/variables/{variable_id}", params=params)
+        return str(answer["value"])
+
+    async def stream(self, variable_id: str, criteria: Criteria | None) -> AsyncIterator[str]:
+        path = f"{self._path}/variables/{variable_id}/stream"
+        decoder = EventDecoder()
+        with _reaching(self._client):
+            async with self._client.stream(
+                "GET", path, params=_query(criteria, None), headers=self._headers
+            ) as response:
+                if not response.is_success:
+                    await response.aread()
+                    raise _error_of(response)
+                async for line in response.aiter_lines():
+                    for event in decoder.feed(line):
+                        if event.name == "piece":
+                            yield str(event.data["text"])
+                        elif event.name == "error":
+                            raise error_from_dict(event.data["error"])
+                        elif event.name == "done":
+                            return
+        raise Unreachable("the stream ended before the variable did.", hint="Read the variable again.")
+
+    async def cancel(self, call_ids: Sequence[str] | None) -> list[str]:
+        body = {} if call_ids is None else {"call_ids": list(call_ids)}
+        answer = await self._request("POST", "/cancel", json=body)
+        return list(answer["cancelled"])
+
+    async def status(self) -> SessionStatus:
+        return status_from_json(await self._request("GET", ""))
+
+    async def close(self) -> None:
+        try:
+            await self._request("DELETE", "")
+        except NotFound:
+            return  # it was idle for too long, or the server was started again: there is nothing to close
+
+    async def _request(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        return await request(self._client, method, self._path + path, headers=self._headers, **options)
+
+
+async def request(client: httpx2.AsyncClient, method: str, path: str, **options: Any) -> dict[str, Any]:
+    """Send a request and return the object that answers it. Raises the server's error, or `Unreachable`."""
+    with _reaching(client):
+        response = await client.request(method, path, **options)
+    if not response.is_success:
+        raise _error_of(response)
+    answer = response.json()
+    if not isinstance(answer, dict):
+        raise KeaError(f"the server at {client.base_url} answered {method} {path} with no JSON object.")
+    return answer
+
+
+@contextmanager
+def _reaching(client: httpx2.AsyncClient) -> Iterator[None]:
+    import httpx2
+
+    try:
+        yield
+    except httpx2.TransportError as error:
+        raise Unreachable(
+            f"the server at {client.base_url} does not answer: {str(error) or type(error).__name__}.",
+            hint="Is it running, and is the address right?",
+        ) from error
+
+
+def _query(criteria: Criteria | None, deadline_s: float | None) -> dict[str, str]:
+    given = {"criteria": None if criteria is None else criteria.value, "deadline_s": deadline_s}
+    return {name: str(value) for name, value in given.items() if value is not None}
+
+
+def _error_of(response: httpx2.Response) -> KeaError:
+    """Return the error that an answer carries; one of another form (a proxy's) becomes a plain `KeaError`."""
+    try:
+        return error_from_dict(response.json()["error"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        text = response.text[:200].strip()
+        return KeaError(f"the server answered with status {response.status_code}: {text or 'no content'}")

@@ -1,0 +1,129 @@
+"""A semantic variable as an author holds it: a name for text that may not be written yet. Knows no transport."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from kea.errors import InvalidRequest
+from kea.types import Criteria
+
+if TYPE_CHECKING:
+    from kea.client.outbox import Batch
+    from kea.client.session import Session
+
+
+class Variable:
+    """Made by calling a function or by `Session.variable`; readable as long as its session is open.
+
+    Submitting is separate from reading: pass it to other functions before its value is there. Every operation has a
+    form that waits and one to be awaited (`get` and `aget`). A value that was read once stays readable.
+    """
+
+    __slots__ = ("_batch", "_value", "call_id", "id", "name", "session")
+
+    def __init__(self, session: Session, variable_id: str, name: str, batch: Batch, call_id: str | None = None) -> None:
+        self.session = session
+        self.id = variable_id
+        self.name = name
+        self.call_id = call_id
+        self._batch = batch
+        self._value: str | None = None
+
+    def get(self, criteria: Criteria | None = None, deadline_s: float | None = None) -> str:
+        """Return the value once it is there.
+
+        Raises what prevented it (`CallFailed` with its cause, `Cancelled`), or `DeadlineExceeded` when `deadline_s`
+        seconds passed; the call goes on then.
+        """
+        if self._value is None:
+            return self.session.loop.run(self.read(criteria, deadline_s))
+        return self._value
+
+    async def aget(self, criteria: Criteria | None = None, deadline_s: float | None = None) -> str:
+        """Await `get`."""
+        if self._value is None:
+            return await self.session.loop.arun(self.read(criteria, deadline_s))
+        return self._value
+
+    def stream(self, criteria: Criteria | None = None) -> Iterator[str]:
+        """Yield the text from the beginning as it is written. Raises like `get`, behind what was written."""
+        loop, pieces = self.session.loop, self.pieces(criteria)
+        try:
+            while (piece := loop.run(_next(pieces))) is not None:
+                yield piece
+        finally:
+            loop.run(_close(pieces))
+
+    async def astream(self, criteria: Criteria | None = None) -> AsyncIterator[str]:
+        """Yield as `stream` does."""
+        loop, pieces = self.session.loop, self.pieces(criteria)
+        try:
+            while (piece := await loop.arun(_next(pieces))) is not None:
+                yield piece
+        finally:
+            await loop.arun(_close(pieces))
+
+    def set(self, value: str) -> None:
+        """Set the value of a variable that no call writes, once. Raises `Conflict`."""
+        self.session.loop.run(self.write(value))
+
+    async def aset(self, value: str) -> None:
+        """Await `set`."""
+        await self.session.loop.arun(self.write(value))
+
+    def cancel(self) -> None:
+        """Cancel the call that writes the variable, if it still runs. What reads it fails with that cause."""
+        self.session.cancel([self])
+
+    async def acancel(self) -> None:
+        """Await `cancel`."""
+        await self.session.acancel([self])
+
+    def become_output(self, call_id: str, batch: Batch) -> None:
+        """Let a call write this variable, which was declared before."""
+        self.call_id, self._batch = call_id, batch
+
+    def begin_read(self, criteria: Criteria | None, deadline_s: float | None) -> Future[str]:
+        """Start `get` on the connection's loop; return its future."""
+        return self.session.loop.begin(self.read(criteria, deadline_s))
+
+    async def read(self, criteria: Criteria | None, deadline_s: float | None) -> str:
+        """Return the value; runs on the connection's loop."""
+        if self._value is not None:
+            return self._value
+        channel = await self.session.reach(self._batch, self.id)
+        self._value = await channel.get(self.id, criteria, deadline_s)
+        return self._value
+
+    async def pieces(self, criteria: Criteria | None) -> AsyncGenerator[str]:
+        """Yield the pieces; runs on the connection's loop."""
+        channel = await self.session.reach(self._batch, self.id)
+        async for piece in channel.stream(self.id, criteria):
+            yield piece
+
+    async def write(self, value: str) -> None:
+        """Set the value; runs on the connection's loop."""
+        if not isinstance(value, str):
+            raise InvalidRequest(f"a variable's value is a string, not {type(value).__name__}.", param="value")
+        channel = await self.session.reach(self._batch, self.id)
+        await channel.set(self.id, value)
+
+    def __repr__(self) -> str:
+        return f"<kea.Variable {self.name or self.id}>"
+
+    def __format__(self, spec: str) -> str:
+        """Refuse: inside an f-string the text of a variable is not there yet."""
+        raise InvalidRequest(
+            f"variable {self.name or self.id!r} cannot be formatted into a string: its text may not be written yet.",
+            hint="Pass it to a function as it is, or format the value that get() returns.",
+        )
+
+
+async def _next(pieces: AsyncGenerator[str]) -> str | None:
+    return await anext(pieces, None)
+
+
+async def _close(pieces: AsyncGenerator[str]) -> None:
+    await pieces.aclose()
