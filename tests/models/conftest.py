@@ -10,18 +10,9 @@ import pytest
 
 from tests.models.families import save_model
 
-STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260k"
-
 
 @pytest.fixture(scope="session")
 def family_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return the directory of a family's tiny model, written on first use."""
     root = tmp_path_factory.mktemp("families")
     return cache(lambda name: save_model(name, root))
-
-
-@pytest.fixture(scope="session")
-def stories() -> Path:
-    if not STORIES.is_dir():
-        pytest.skip(f"the trained test model is not at {STORIES}")
-    return STORIES

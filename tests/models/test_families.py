@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from kea.models import DecoderModel, load_model
+from kea.models import DecoderModel, Tokenizer, load_model
 from tests.models.families import FAMILIES, VOCAB_SIZE, WINDOW, build_model
-from tests.models.paging import run_paged
+from tests.models.paging import build_step, run_paged
 
 LENGTHS = (75, 26, WINDOW["sliding_window"], 1)
 TOLERANCE = 1e-4
@@ -58,11 +58,18 @@ def test_the_test_can_fail_the_texts_tell_their_positions_apart(loaded: Loaded) 
     assert (logits[-1] - loaded.expected[1][-1]).abs().max() > 100 * TOLERANCE
 
 
+def test_the_trained_model_equals_its_eager_self(stories260k: Path) -> None:
+    import transformers
+
+    text = torch.tensor(Tokenizer.load(stories260k).encode("Once upon a time, there was a little girl named Lily."))
+    model = transformers.AutoModelForCausalLM.from_pretrained(stories260k, attn_implementation="eager")
+    expected = eager_logits(model, [text])[0]
+    for backend in ("torch", "reference"):
+        ours = run_paged(load_model(stories260k, backend=backend), [text], max_chunk=5)[0]
+        assert (ours - expected).abs().max() < TOLERANCE
+
+
 def test_only_the_wanted_rows_get_logits(loaded: Loaded) -> None:
-    from dataclasses import replace
-
-    from tests.models.paging import build_step
-
     text = loaded.texts[2]
     step = build_step([text], [tuple(range(3))], [(0, 0, len(text))])
     wanted = torch.tensor([len(text) - 1, 2])

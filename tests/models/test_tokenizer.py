@@ -95,8 +95,8 @@ def test_the_spaces_that_metaspace_inserts_are_known(name: str) -> None:
     assert inserts is (name != "metaspace:never")
 
 
-def test_bytes_of_tokens_of_the_trained_model(stories: Path) -> None:
-    tokenizer = Tokenizer.load(stories)
+def test_bytes_of_tokens_of_the_trained_model(stories260k: Path) -> None:
+    tokenizer = Tokenizer.load(stories260k)
     assert (tokenizer.vocab_size, tokenizer.bos_token_id, tokenizer.eos_token_ids) == (512, 1, (2,))
     ids = tokenizer.encode("Once upon a é")
     assert ids[:3] == [1, 403, 407]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from kea.models import Tokenizer
+from tests.conftest import SHARED
 
-STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260k"
+STORIES = SHARED / "models" / "stories260k"
 CORPUS = ["Once upon a time, there was a naïve cat. 你好世界 🙂🙃 hello hello the the they're 12 123"] * 4
 SPECIAL = ["<s>", "</s>", "<|im_end|>", "<\uff5cbegin▁of\uff5c>"]
 

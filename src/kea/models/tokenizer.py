@@ -133,7 +133,8 @@ class Tokenizer:
     @cached_property
     def _vocabulary(self) -> Vocabulary | None:
         tokens = {index: token for token, index in self._backend.get_vocab(with_added_tokens=True).items()}
-        return try_read_vocabulary(tokens, json.loads(self.tokenizer_json)["decoder"])
+        decoder = self._backend.decoder
+        return try_read_vocabulary(tokens, None if decoder is None else json.loads(decoder.__getstate__()))
 
     @cached_property
     def _literal_backend(self) -> Any:
