@@ -18,8 +18,8 @@ __all__ = [
     "ProgressCallback",
     "StepInput",
     "Tokenizer",
-    "embedded_model_path",
     "describe_model",
+    "embedded_model_path",
     "load_model",
     "require_embedded_model",
 ]
