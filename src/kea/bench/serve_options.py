@@ -162,7 +162,7 @@ def check_writable(path: Path | None, param: str) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        path.open("a").close()
     except OSError as error:
         raise InvalidRequest(f"{param} is {str(path)!r}, which cannot be written: {error}.", param=param) from error
 
