@@ -125,7 +125,25 @@ def test_page_that_the_tokens_do_not_fill_is_not_claimed() -> None:
     assert not memory.claim(memory.open(), TOKENS[:3])
 
 
-@pytest.mark.parametrize("ending", ["release", "free", "truncate", "drop", "reserve"])
+def test_context_has_one_claim() -> None:
+    memory = create_memory()
+    first, second = memory.open(), memory.open()
+    assert not memory.claim(first, TOKENS)
+    assert not memory.claim(first, TOKENS[1:])
+    memory.check()
+    assert not memory.claim(second, TOKENS)
+    memory.check()
+
+
+def test_nobody_waits_for_his_last_page() -> None:
+    memory = create_memory()
+    first, second = memory.open(), memory.open()
+    assert not memory.claim(first, TOKENS[:4])
+    assert not memory.claim(second, TOKENS[:4]), "its last token is computed in any case, to draw from"
+    assert memory.claim(second, TOKENS[:5])
+
+
+@pytest.mark.parametrize("ending", ["release", "free", "truncate", "drop", "reserve", "step"])
 def test_claim_ends_with_whatever_stops_its_owner(ending: str) -> None:
     memory = create_memory()
     first, second = memory.open(), memory.open()
@@ -138,6 +156,8 @@ def test_claim_ends_with_whatever_stops_its_owner(ending: str) -> None:
         memory.truncate(first, 0)
     elif ending == "drop":
         memory.drop(first, 1, 2)
+    elif ending == "step":
+        memory.begin_step()
     else:
         assert not memory.try_reserve(first, 1000)
     assert not memory.claim(second, TOKENS)

@@ -129,9 +129,15 @@ class MemoryMachine(RuleBasedStateMachine):
         claim = (shadow.ctx.salt, tuple(shadow.tokens[:stop]))
         is_claimable = stop <= min(len(shadow.tokens), shadow.clean_len)
         is_taken = is_claimable and any(other.claim == claim for other in self.shadows if other is not shadow)
-        assert self.memory.claim(shadow.ctx, shadow.tokens) == is_taken
+        assert self.memory.claim(shadow.ctx, shadow.tokens) == (is_taken and stop < len(shadow.tokens))
         if is_claimable and not is_taken:
             shadow.claim = claim
+
+    @rule()
+    def begin_step(self) -> None:
+        self.memory.begin_step()
+        for shadow in self.shadows:
+            shadow.claim = None
 
     @precondition(lambda self: 0 < len(self.shadows) < 6)
     @rule(pick=picks, at=lengths)
@@ -260,6 +266,7 @@ def walk_one_step(machine: MemoryMachine, random: Random) -> None:
         lambda: machine.release(pick): 1,
         lambda: machine.free(pick): 1,
         lambda: machine.reserve(pick, length): 1,
+        machine.begin_step: 1,
         lambda: machine.set_keep(text, length, random.randint(-1, 2)): 1,
         lambda: machine.clear_cache() if random.random() < 0.2 else None: 1,
     }

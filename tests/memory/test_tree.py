@@ -107,6 +107,20 @@ def test_rank_holds_the_whole_path_that_it_was_set_on() -> None:
     assert {path_of(node) for node in tree.nodes()} == {(1,), (1, 2)}
 
 
+def test_page_was_used_when_the_end_of_its_path_was() -> None:
+    tree, pool = create_tree()
+    add_path(tree, pool, [1, 2])
+    add_path(tree, pool, [7])
+    end = next(node for node in tree.nodes() if node.depth == 2)
+    tree.pin(end)  # a later hit on the whole path
+    tree.unpin(end)
+    tree.set_keep("", [1, 2], -1)
+    tree.set_keep("", [1], 0)
+    assert tree.try_evict()
+    assert tree.try_evict()
+    assert [path_of(node) for node in tree.nodes()] == [(1,)]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_order_of_eviction_equals_a_scan_of_all_leaves(seed: int) -> None:
     random = Random(seed)

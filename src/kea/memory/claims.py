@@ -29,6 +29,12 @@ class Claims:
             del self._owners[ctx.claim]
             ctx.claim = None
 
+    def clear(self) -> None:
+        """End all claims."""
+        for owner in self._owners.values():
+            owner.claim = None
+        self._owners.clear()
+
     def check(self, contexts: Collection[ContextPages]) -> None:
         """Prove that every claim is of an open context and names the page that this context computes next."""
         for key, owner in self._owners.items():

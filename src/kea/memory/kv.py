@@ -22,7 +22,8 @@ _NOTHING = MatchResult(0)
 class KVMemory:
     """The pages of one engine. Lives as long as the engine's KV tensors; nothing to close.
 
-    In a step the batcher calls, per context, `match`, `claim`, `try_reserve`, and after the forward `commit`.
+    For a step the batcher calls `begin_step`, then per context `match`, `claim`, `try_reserve`, and after the forward
+    `commit`.
     """
 
     def __init__(self, config: MemoryConfig) -> None:
@@ -52,6 +53,10 @@ class KVMemory:
         self._contexts.remove(ctx)
         ctx.is_open = False
 
+    def begin_step(self) -> None:
+        """End the claims of the step before, also of contexts that claimed and then were not computed."""
+        self._claims.clear()
+
     def match(self, ctx: ContextPages, token_ids: Sequence[int], limit: int) -> MatchResult:
         """Take over from the prefix tree what is already computed of `token_ids`, up to `limit` tokens.
 
@@ -80,15 +85,15 @@ class KVMemory:
     def claim(self, ctx: ContextPages, token_ids: Sequence[int]) -> bool:
         """Say whether another context has claimed the page that `ctx` computes next; if not, `ctx` claims it.
 
-        True: wait a step and `match` again. A claim ends with the claimer's next commit, so claim only what this step
-        computes. A page that `token_ids` does not fill is never claimed.
+        True: wait a step and `match` again. A claim lasts for one step at most. A page that `token_ids` does not fill
+        is not claimed, and nobody waits for his last page, of which one token has to be computed anyway.
         """
         assert ctx.is_open, "claim on a closed context"
         start = ctx.node.depth * self._page_tokens
         stop = start + self._page_tokens
         if stop > _clean_len(ctx, len(token_ids)) or not self._tables.is_attached(ctx):
             return False
-        return self._claims.is_taken(ctx, (ctx.node, tuple(token_ids[start:stop])))
+        return self._claims.is_taken(ctx, (ctx.node, tuple(token_ids[start:stop]))) and stop < len(token_ids)
 
     def try_reserve(self, ctx: ContextPages, length: int) -> bool:
         """Give the context pages for all positions below `length`, evicting cached ones; all of them or none.

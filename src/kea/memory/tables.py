@@ -108,10 +108,9 @@ class PageTables:
 
     def enter_full_pages(self, ctx: ContextPages, token_ids: Sequence[int], first: int, length: int) -> None:
         """Show the full pages of [first page, `length` tokens) in the tree, or go over to those that it has already."""
-        if ctx.node.depth != first:
-            return
         size = self._page_tokens
         for idx in range(first, length // size):
+            assert ctx.node.depth == idx, "a page enters the tree without the page before it"
             tokens = tuple(token_ids[idx * size : (idx + 1) * size])
             child = ctx.node.children.get(tokens)
             if child is None:
