@@ -80,6 +80,12 @@ class ServedModel:
 
         Raises `InvalidRequest`, `Unsupported`.
         """
+        if not self.tokenizer.has_chat_template:
+            raise Unsupported(
+                f"{self.name!r} has no chat template, so it cannot read messages.",
+                hint="Send a plain prompt to /v1/completions, or serve a chat model.",
+                param="messages",
+            )
         encode = partial(self.tokenizer.encode_chat, messages, **options)
         num_chars = sum(len(str(message.get("content"))) for message in messages)
         return tuple(encode() if num_chars <= INLINE_CHARS else await asyncio.to_thread(encode))

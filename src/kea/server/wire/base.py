@@ -13,7 +13,7 @@ from kea.errors import InvalidRequest, Unsupported
 
 MAX_QUOTED_LEN = 80
 JSON_TYPE = "application/json"
-UNION_MEMBERS = ("str", "int", "float", "bool", "dict", "function-", "list[", "tagged-", "constrained-", "nullable")
+UNION_MEMBERS = frozenset({"str", "int", "float", "bool", "dict", "nullable"})
 
 
 class Body(BaseModel):
@@ -86,5 +86,11 @@ def _explain(error: ValidationError) -> InvalidRequest:
 
 def _path_of(loc: tuple[int | str, ...]) -> str:
     """Return the place of an error without the names of the alternatives that were tried there."""
-    kept = [part for part in loc if isinstance(part, int) or not part.startswith(UNION_MEMBERS)]
+    kept = [part for part in loc if isinstance(part, int) or _is_key(part)]
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in kept).lstrip(".") or str(loc[0])
+
+
+def _is_key(part: str) -> bool:
+    """Tell keys of the caller's from pydantic's names of types ("str", "list[int]", "NamedToolChoice")."""
+    is_name = part.isdigit() or (part.isidentifier() and not part[0].isupper())
+    return is_name and part not in UNION_MEMBERS
