@@ -27,9 +27,7 @@ def grammar_text(constraint: Constraint) -> str:
     from llguidance import LLMatcher
 
     kind, source = constraint.kind, constraint.source
-    num_bytes = len(source.encode("utf-8", "surrogatepass"))
-    if num_bytes > MAX_SOURCE_BYTES:
-        raise InvalidRequest(f"{kind} is {num_bytes} bytes long; it may have {MAX_SOURCE_BYTES}.", param=kind)
+    _check_text(kind, source)
     match kind:
         case "json_schema":
             return LLMatcher.grammar_from_json_schema(_read_schema(source), {"whitespace_pattern": _BLANK})
@@ -45,10 +43,22 @@ def grammar_text(constraint: Constraint) -> str:
             return LLMatcher.grammar_from_lark(source)
 
 
-def _read_schema(source: str) -> Any:
+def _check_text(kind: str, source: str) -> None:
+    try:
+        num_bytes = len(source.encode())
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"{kind} is not valid Unicode: it holds half a surrogate pair.", param=kind) from None
+    if num_bytes > MAX_SOURCE_BYTES:
+        raise InvalidRequest(f"{kind} is {num_bytes} bytes long; it may have {MAX_SOURCE_BYTES}.", param=kind)
+
+
+def _read_schema(source: str) -> dict[str, Any]:
     schema = _read_json("json_schema", source)
-    if not isinstance(schema, dict | bool):
+    if schema is True:
+        return {}
+    if not isinstance(schema, dict):
         raise InvalidRequest(f"json_schema is {type(schema).__name__}; it must be an object.", param="json_schema")
+    _check_text("json_schema", json.dumps(schema, ensure_ascii=False))  # an escape may hide half a surrogate pair
     _check_multiples(schema, "json_schema")
     return schema
 
@@ -66,7 +76,10 @@ def _choice_grammar(source: str) -> str:
     choices = _read_json("choice", source)
     if not isinstance(choices, list) or not choices or not all(isinstance(c, str) and c for c in choices):
         raise InvalidRequest("choice must be a list of at least one string, none of them empty.", param="choice")
-    return "start: " + " | ".join(json.dumps(choice).replace("\x7f", "\\u007f") for choice in choices)
+    texts = (json.dumps(choice).replace("\x7f", "\\u007f") for choice in choices)
+    return "start: CHOICE\nCHOICE: " + " | ".join(
+        texts
+    )  # one lexeme: thousands of choices are no branches of the parser
 
 
 def _embedded_schemas(grammar: str) -> Iterator[Any]:
