@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from kea.errors import (
     ContextLengthExceeded,
@@ -128,7 +129,7 @@ async def test_max_tokens_is_cut_only_where_it_was_not_asked_for() -> None:
         assert await some.get(session, "b") == "y" * 49
         asked = (await fails(some, session, "c")).__cause__
         assert isinstance(asked, ContextLengthExceeded)
-        assert "51 tokens stand before its output 'c', which may have 80 more; the model's context holds 100" in str(
+        assert "51 tokens stand before the output 'c', which may have 80 more; the model's context holds 100" in str(
             asked
         )
         assert "at most 49" in str(asked)
@@ -147,4 +148,4 @@ async def test_an_empty_prompt_is_refused_where_no_token_begins_it() -> None:
     async with service(FakeEngine(tokenizer=NoBegin()), FakeEngine()) as some:
         session = some.create_session()
         some.submit(session, program(call("a", "{{x}}", x={})))
-        assert "no text before its output 'x'" in str((await fails(some, session, "x")).__cause__)
+        assert "no text before the output 'x'" in str((await fails(some, session, "x")).__cause__)

@@ -99,6 +99,8 @@ class SemanticFunction:
         return (text,) if text else ()
 
     def _render(self, arguments: Mapping[str, Any]) -> Rendered:
+        for name in self.outputs:
+            self._target(name, arguments[name])
         given = [item for name in self.parameters.inputs for item in variables_in([arguments[name]])]
         if given:
             raise InvalidRequest(f"{self.name} cannot be rendered: the text of {given[0]!r} may not be written yet.")

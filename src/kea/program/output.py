@@ -36,7 +36,7 @@ class OutputSettings(TypedDict, total=False):
     repetition_penalty: float
     logit_bias: Mapping[Any, float]
     seed: int
-    json_schema: Mapping[str, Any]
+    json_schema: Mapping[str, Any] | type
     json_object: bool
     regex: str
     choices: Sequence[str]

@@ -58,7 +58,7 @@ class SemanticVariable:
     def value(self) -> str:
         """The whole text. Raises the variable's error if it failed; reading one that is not done is our bug."""
         if self.error is not None:
-            raise self.error
+            raise self.error.with_traceback(None)
         assert self.state is VariableState.READY, f"variable {self.id} is {self.state.value}"
         return self._pieces[0] if len(self._pieces) == 1 else self.text
 

@@ -108,7 +108,7 @@ class _Run:
                 variable.write(chunk.text)
             finish = chunk.finish
         if finish is None or finish.reason is FinishReason.CANCELLED:
-            raise Cancelled(f"call {self._call.name!r}: the engine cancelled its output {output.name!r}.")
+            raise Cancelled(f"the engine cancelled the output {output.name!r}.")
         self._context_len, self._residual = finish.context_len, finish.residual
         kept = tuple(token_ids[: finish.context_len - start_len])
         self._record.written.append(WrittenOutput(kept, finish.residual))
@@ -123,31 +123,33 @@ class _Run:
     def _options(self, output: OutputParameter, idx: int) -> GenerateOptions:
         """Return the engine's options: a seed for what is drawn, `max_tokens` within the room that is left."""
         options = output.output.options
-        options = self._fitted(options, output)
-        if options.sampling.is_greedy or options.sampling.seed is not None:
+        stopping, sampling = options.stopping, options.sampling
+        max_tokens = self._max_tokens(output)
+        if max_tokens < stopping.max_tokens:
+            stopping = replace(stopping, max_tokens=max_tokens, min_tokens=min(stopping.min_tokens, max_tokens))
+        if not sampling.is_greedy and sampling.seed is None:
+            seed = self._record.seeds.setdefault(idx, self._runner.draw_seed())
+            sampling = replace(sampling, seed=seed)
+        if stopping is options.stopping and sampling is options.sampling:
             return options
-        seed = self._record.seeds.setdefault(idx, self._runner.draw_seed())
-        return replace(options, sampling=replace(options.sampling, seed=seed))
+        return replace(options, stopping=stopping, sampling=sampling)
 
-    def _fitted(self, options: GenerateOptions, output: OutputParameter) -> GenerateOptions:
-        wanted, room = options.stopping.max_tokens, self._max_model_len - self._context_len
+    def _max_tokens(self, output: OutputParameter) -> int:
+        """Return how many tokens an output may have. Raises `ContextLengthExceeded` where it may not be cut."""
         if not self._context_len:
             raise InvalidRequest(
-                f"call {self._call.name!r} has no text before its output {output.name!r}, and the model has no token "
-                "to begin with.",
+                f"there is no text before the output {output.name!r}, and the model has no token to begin with.",
                 param="template",
             )
-        if wanted <= room:
-            return options
-        if room < 1 or not output.output.clamp:
-            raise ContextLengthExceeded(
-                f"call {self._call.name!r}: {self._context_len} tokens stand before its output {output.name!r}, which "
-                f"may have {wanted} more; the model's context holds {self._max_model_len}.",
-                hint=f"Shorten the inputs, or set max_tokens to at most {room} or clamp to true." if room > 0 else None,
-                param="max_tokens",
-            )
-        stopping = options.stopping
-        return replace(options, stopping=replace(stopping, max_tokens=room, min_tokens=min(stopping.min_tokens, room)))
+        wanted, room = output.output.options.stopping.max_tokens, self._max_model_len - self._context_len
+        if wanted <= room or (output.output.clamp and room > 0):
+            return min(wanted, room)
+        raise ContextLengthExceeded(
+            f"{self._context_len} tokens stand before the output {output.name!r}, which may have {wanted} more; the "
+            f"model's context holds {self._max_model_len}.",
+            hint=f"Shorten the inputs, or set max_tokens to at most {room} or clamp to true." if room > 0 else None,
+            param="max_tokens",
+        )
 
 
 def _as_float(order: tuple[int, int]) -> float:

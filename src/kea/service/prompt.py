@@ -81,7 +81,7 @@ def render_prompt(call: CallSpec, value_of: ValueOf, tokenizer: Tokenizer) -> Re
         return RenderedPrompt(tuple(_split_at_outputs(call.prompt.segments, values)), special=True)
     if not tokenizer.chat.exists:
         raise Unsupported(
-            f"call {call.name!r} is written as messages, but the model has no chat template.",
+            "the call is written as messages, but the model has no chat template.",
             hint="Write it as a plain template.",
             param="messages",
         )
@@ -163,7 +163,7 @@ def _without_earlier(whole: PromptText, idx: int, call: CallSpec, markers: _Mark
     if lost_idx is not None:
         name = call.prompt.outputs[lost_idx]
         raise TemplateError(
-            f"call {call.name!r}: the model's chat template does not keep the output {{{{{name}}}}} in its place.",
+            f"the model's chat template does not keep the output {{{{{name}}}}} in its place.",
             hint="Write the call as a plain template, or with one output per call.",
             param="messages",
         )

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import inspect
+from typing import Annotated, Any
+
+import pytest
+
+import kea
+from kea.client.values import parts_of
+from kea.errors import InvalidRequest, TemplateError
+from kea.program.call import VariableRef
+from kea.program.template import Message
+
+# mypy: disable-error-code="no-untyped-def,valid-type,no-any-return"
+
+
+@kea.function(temperature=0, max_tokens=7)
+def write(task: kea.Input, tone, items: kea.Input(separator=", ") = ("a", "b"), *, text: kea.Output(max_tokens=9)):
+    """Task: {{task}} ({{tone}})
+      indented: {{items}}
+    {{text}}
+    """
+
+
+def test_outside_a_session_a_call_renders_the_prompt() -> None:
+    prompt = write("x", 3)
+    assert isinstance(prompt, str)
+    assert prompt == "Task: x (3)\n  indented: a, b\n{{text}}"
+    assert write(task=["x", ("y", [1.5])], tone=None, items="z") == "Task: x\ny\n1.5 (None)\n  indented: z\n{{text}}"
+    assert write.render("x", "t") == write("x", "t")
+    assert isinstance(prompt, kea.Rendered)
+    assert prompt.messages is None
+
+
+def test_values_are_never_read_as_templates() -> None:
+    assert write("{{tone}}", "{{text}}").startswith("Task: {{tone}} ({{text}})")
+
+
+def test_messages_render_below_their_roles() -> None:
+    @kea.function(messages=[("system", "be {{how}}"), ("user", "hi"), ("assistant", "{{a}}")])
+    def chat(how: kea.Input, a: kea.Output):
+        """The docstring of a function with messages is its documentation."""
+
+    prompt = chat("kind")
+    assert prompt == "[system]\nbe kind\n[user]\nhi\n[assistant]\n{{a}}"
+    assert prompt.messages == (Message("system", "be kind"), Message("user", "hi"), Message("assistant", "{{a}}"))
+    assert chat.__doc__ == "The docstring of a function with messages is its documentation."
+
+
+def test_settings_come_from_the_output_then_the_function_then_the_defaults() -> None:
+    options = write.outputs["text"].options
+    assert options.stopping.max_tokens == 9
+    assert options.sampling.temperature == 0
+    assert options.sampling.top_p == 1
+    assert not write.outputs["text"].clamp
+
+
+def test_annotations_may_be_classes_instances_or_annotated() -> None:
+    @kea.function
+    def mixed(a: Annotated[str, kea.Input], b: Absent, *, c: kea.Output, d: Annotated[str, kea.Output(stop="x")]):  # type: ignore[name-defined]  # noqa: F821
+        """{{a}}-{{b}} {{c}} {{d}}"""
+
+    assert mixed(["1", 2], 3) == "1\n2-3 {{c}} {{d}}"
+    assert list(mixed.outputs) == ["c", "d"]
+    assert mixed.outputs["d"].options.stopping.stop == ("x",)
+
+
+def test_a_pydantic_model_is_a_schema() -> None:
+    class Model:
+        @staticmethod
+        def model_json_schema() -> dict[str, Any]:
+            return {"type": "object"}
+
+    output = kea.Output(json_schema=Model).resolve("x", {})
+    assert output.options.constraint is not None
+    assert output.options.constraint.source == '{"type": "object"}'
+
+
+def define(template: str, *, name: str = "f", messages: Any = None, **annotations: Any) -> Any:
+    """Define a function with these annotations."""
+
+    def f() -> None: ...
+
+    f.__doc__, f.__name__ = template, name
+    kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(key, kinds, annotation=value) for key, value in annotations.items()]
+    f.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return kea.function(messages=messages)(f)
+
+
+@pytest.mark.parametrize(
+    ("template", "annotations", "message"),
+    [
+        ("", {"out": kea.Output()}, "no docstring, which is its template"),
+        ("{{x}} {{out}}", {"out": kea.Output()}, r"function 'f': the template names \{\{x\}\}"),
+        ("{{x}}", {"x": kea.Input}, "function 'f': the template has no output"),
+        ("hi", {"out": kea.Output()}, r"does not name the output \{\{out\}\}"),
+        ("{{out}}", {"x": kea.Input, "out": kea.Output()}, "does not name the parameter 'x'"),
+        ("{{out}} {{_x}}", {"out": kea.Output(), "_x": kea.Output()}, "function 'f': Field names cannot start"),
+    ],
+)
+def test_a_bad_function_is_refused_where_it_is_defined(template: str, annotations: Any, message: str) -> None:
+    with pytest.raises(TemplateError, match=message):
+        define(template, **annotations)
+
+
+def test_bad_settings_are_refused_where_they_are_written() -> None:
+    with pytest.raises(InvalidRequest, match="output 'out': temperature is -1"):
+        define("{{out}}", out=kea.Output(temperature=-1))
+    with pytest.raises(InvalidRequest, match="unknown key 'temprature'"):
+        define("{{out}}", out=kea.Output(temprature=1))  # type: ignore[call-arg]
+    with pytest.raises(InvalidRequest, match="unknown key 'colour'"):
+
+        @kea.function(colour="red")  # type: ignore[call-overload,untyped-decorator]
+        def coloured(out: kea.Output):
+            """{{out}}"""
+
+
+def test_parameters_must_be_named() -> None:
+    with pytest.raises(TemplateError, match=r"takes \*rest"):
+
+        @kea.function
+        def many(*rest: kea.Input, out: kea.Output):
+            """{{rest}} {{out}}"""
+
+
+def test_an_annotation_that_cannot_be_evaluated_is_named() -> None:
+    limit = 5
+    with pytest.raises(TemplateError, match=r"kea\.Output.max_tokens=limit. of 'out' is unusable: name 'limit'"):
+
+        @kea.function
+        def local(out: kea.Output(max_tokens=limit)):
+            """{{out}}"""
+
+    assert limit == 5
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        write,
+        lambda: write("a", "b", "c", "d"),
+        lambda: write("a", "b", nope=1),
+        lambda: write("a", tone="x", task="y"),
+    ],
+)
+def test_wrong_arguments_are_python_errors(call: Any) -> None:
+    with pytest.raises(TypeError):
+        call()
+
+
+def test_an_output_takes_only_a_variable() -> None:
+    with pytest.raises(InvalidRequest, match="output 'text' of write is 'x'"):
+        write("a", "b", text="x")
+
+
+def fake_variable() -> kea.Variable:
+    return kea.Variable(object(), "v1", "name", object())  # type: ignore[arg-type]
+
+
+def test_parts_join_texts_and_keep_variables() -> None:
+    variable = fake_variable()
+    reference = VariableRef("v1")
+    assert parts_of(variable, "\n", "x") == (reference,)
+    assert parts_of(["a", "b", [3]], "-", "x") == ("a-b-3",)
+    assert parts_of([variable, variable], "", "x") == (reference, reference)
+    assert parts_of([["a"], [variable, "b"]], ", ", "x") == ("a, ", reference, ", b")
+    assert parts_of([], "-", "x") == ()
+    assert parts_of("", "-", "x") == ()
+    assert parts_of(["", variable, ""], "-", "x") == ("-", reference, "-")
+    assert parts_of({"k": [1]}, "-", "x") == ("{'k': [1]}",)
+
+
+def test_a_variable_never_becomes_its_name() -> None:
+    variable = fake_variable()
+    for value in ({"k": variable}, {variable}, {"k": [(variable,)]}):
+        with pytest.raises(InvalidRequest, match="has a variable inside"):
+            parts_of(value, "-", "x")
+    with pytest.raises(InvalidRequest, match="cannot be formatted"):
+        f"{variable}"
+    assert repr(variable) == "<kea.Variable name>"
+
+
+def test_a_function_says_what_it_is() -> None:
+    assert repr(write) == "<kea.function write(task, tone, items=('a', 'b'), *, text=None)>"
+    assert getattr(write, "__name__") == "write"  # noqa: B009 - mypy does not see what update_wrapper sets
