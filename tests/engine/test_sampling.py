@@ -61,6 +61,18 @@ def test_logits_are_left_as_they_are(sampler: Sampler) -> None:
     assert torch.equal(logits, before)
 
 
+@pytest.mark.parametrize("num_rows", [1, 1500])
+def test_the_number_of_threads_is_left_as_it_is(sampler: Sampler, num_rows: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        state = sampler.create_state(Sampling(seed=1, top_p=0.9), [])
+        sampler.sample(random_logits(num_rows), [SamplingRow(state)] * num_rows)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_sampling_works_on_tensors_of_inference_mode(sampler: Sampler) -> None:
     with torch.inference_mode():
         logits = random_logits(2)

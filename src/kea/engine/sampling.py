@@ -8,7 +8,8 @@ and top_p apply and one is drawn. Log-probabilities are of the logits before all
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,8 @@ from kea.engine.logprobs import token_logprobs
 from kea.engine.penalties import RowState, add_bias, apply_penalties, ban_tokens
 from kea.errors import EngineFault, InvalidRequest, KeaError
 from kea.types import Sampling, TokenLogprob
+
+_ONE_THREAD_NUMEL = 1 << 21
 
 __all__ = ["Drawn", "RowState", "Sampler", "SamplingRow", "token_logprobs"]
 
@@ -74,7 +77,7 @@ class Sampler:
         """
         if not rows:
             return []
-        with torch.inference_mode():
+        with torch.inference_mode(), _threads_for(logits):
             processed = _process(logits, rows)
             token_ids = _choose(processed, rows)
             reports = _report(logits, rows, token_ids)
@@ -86,6 +89,24 @@ class Sampler:
                 spec.state.push(token_id)
                 drawn.append(Drawn(token_id, reports.get(row)))
         return drawn
+
+
+@contextmanager
+def _threads_for(logits: torch.Tensor) -> Iterator[None]:
+    """Run a small batch on a CPU on one thread.
+
+    It takes a few milliseconds either way, but two threads that wait for each other at every operation take seven times
+    as long as soon as something else runs on the cores (130 ms instead of 20, at a load of 7 on 2 cores).
+    """
+    num_threads = torch.get_num_threads()
+    if logits.device.type != "cpu" or logits.numel() > _ONE_THREAD_NUMEL or num_threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def _process(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
