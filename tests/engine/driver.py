@@ -29,6 +29,7 @@ from kea.types import Finish, GenerateOptions, Sampling, Stopping, TokenLogprob
 class Output:
     """What one generation has said so far."""
 
+    prompt: list[int] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -90,6 +91,9 @@ class Driver:
         return self.generate(context_id, options)
 
     def step(self) -> None:
+        for generation_id, context in self.core._contexts._generating.items():
+            assert context.generation is not None
+            self.outputs[generation_id].prompt = context.tokens[: context.generation.prompt_len]
         for event in self.core.step():
             match event:
                 case Generated():

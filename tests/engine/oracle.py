@@ -23,7 +23,8 @@ class Comparison:
 def reference_logits(model: PreTrainedModel, token_ids: Sequence[int]) -> torch.Tensor:
     """Return the logits [T, V] of a sequence alone, by transformers."""
     with torch.inference_mode():
-        return model(torch.tensor([list(token_ids)]), use_cache=False).logits[0].float()
+        logits: torch.Tensor = model(torch.tensor([list(token_ids)]), use_cache=False).logits
+    return logits[0].float()
 
 
 def compare_greedy(
@@ -31,8 +32,8 @@ def compare_greedy(
 ) -> Comparison:
     """Compare a greedy output with transformers, position by position along it.
 
-    Every token must be the reference's best, or one of its two best where they differ by at most 1e-4. That is `generate`'s
-    output wherever no tie occurs, and stays a test of every later token behind a tie.
+    Every token must be the reference's best, or one of its two best where they differ by at most 1e-4. That is
+    `generate`'s output wherever no tie occurs, and stays a test of every later token behind a tie.
     """
     assert output, "there is nothing to compare"
     logits = reference_logits(model, [*prompt, *output])[len(prompt) - 1 : -1]
@@ -53,11 +54,15 @@ def compare_greedy(
 
 
 def dropped_logits(model: PreTrainedModel, token_ids: Sequence[int], start: int, stop: int, at: int) -> torch.Tensor:
-    """Return the logits [T, V] of a sequence whose positions [start, stop) are hidden from every position from `at` on."""
+    """Return the logits [T, V] of a sequence whose positions [start, stop) are hidden from every position from `at`
+    on.
+    """
     length = len(token_ids)
     positions = torch.arange(length)
     is_visible = positions[None, :] <= positions[:, None]
     is_visible[at:, start:stop] = False
     mask = torch.zeros(length, length).masked_fill(~is_visible, torch.finfo(torch.float32).min)
     with torch.inference_mode():
-        return model(torch.tensor([list(token_ids)]), attention_mask=mask[None, None], use_cache=False).logits[0].float()
+        inputs = torch.tensor([list(token_ids)])
+        logits: torch.Tensor = model(inputs, attention_mask=mask[None, None], use_cache=False).logits
+    return logits[0].float()

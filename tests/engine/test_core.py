@@ -46,12 +46,15 @@ def test_operations_behind_a_generation_wait_for_its_end(driver: Driver, prompt:
     third = driver.generate(child, greedy(5))
     driver.run()
     assert [len(o.token_ids) for o in (first, second, third)] == [5, 5, 5]
-    assert second.finish is not None and third.finish is not None
+    assert second.finish is not None
+    assert third.finish is not None
     assert second.finish.usage.prompt_tokens == len(prompt) + 5 + 2
     assert third.finish.usage.prompt_tokens == len(prompt) + 5 + 2 + 5
 
 
-def test_stop_string_is_cut_from_text_and_context(driver: Driver, prompt: list[int], stories_tokenizer: Tokenizer) -> None:
+def test_stop_string_is_cut_from_text_and_context(
+    driver: Driver, prompt: list[int], stories_tokenizer: Tokenizer
+) -> None:
     whole = driver.start(prompt, greedy(40))
     driver.run()
     stop = whole.text[23:26]
@@ -156,7 +159,8 @@ def test_a_prompt_that_is_too_long_is_refused_with_both_lengths(driver: Driver) 
     output = driver.start([5] * 513, greedy(3))
     driver.run()
     assert isinstance(output.error, ContextLengthExceeded)
-    assert "513" in str(output.error) and "512" in str(output.error)
+    assert "513" in str(output.error)
+    assert "512" in str(output.error)
 
 
 def test_an_output_ends_where_the_context_is_full(driver: Driver) -> None:
@@ -228,7 +232,9 @@ def test_usage_adds_up(driver: Driver, prompt: list[int]) -> None:
     assert output.finish is not None
     usage = output.finish.usage
     assert (usage.prompt_tokens, usage.output_tokens, usage.cached_tokens) == (len(prompt), 10, 0)
-    assert usage.waiting_s >= 0 and usage.prefill_s > 0 and usage.decode_s > 0
+    assert usage.waiting_s >= 0
+    assert usage.prefill_s > 0
+    assert usage.decode_s > 0
     snapshot = driver.core.snapshot()
     assert snapshot.generation_tokens == 10
     assert snapshot.num_finished == {"length": 1}

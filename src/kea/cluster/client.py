@@ -1,6 +1,7 @@
 """`Engine` over a channel: the caller's side of an engine that runs on another thread or in another process.
 
-Owns the ids, the streams of running generations and the engine's restarts. When the engine dies, every running generation
+Owns the ids, the streams of running generations and the engine's restarts. When the engine dies, every running
+generation
 raises `EngineDied` (retryable), contexts made on it raise the same from then on, and the channel is opened again; a new
 context waits for the new engine. Knows no prompts, no models. All methods are called on one event loop.
 """
@@ -23,6 +24,7 @@ from kea.engine.base import (
     CreateContext,
     Drop,
     EngineInfo,
+    Event,
     Fork,
     Free,
     Generate,
@@ -151,22 +153,32 @@ class EngineClient:
         if epoch != self.epoch:
             return
         for message in messages:
-            match message:
-                case Generated():
-                    self._pass_on(message)
-                case GenerationFailed():
-                    self._end_stream(message.generation_id, message.error)
-                case ContextFailed():
-                    logger.debug("context %d failed: %s", message.context_id, message.error)
-                case SnapshotTaken():
-                    self._answer(message)
-                case Ready():
-                    self._become_ready(message.info)
-                case Loading():
-                    if self._on_loading is not None:
-                        self._on_loading(message)
-                case Died():
-                    self._bury(message.error)
+            if isinstance(message, Loading | Ready | Died):
+                self._follow(message)
+            else:
+                self._dispatch(message)
+
+    def _follow(self, message: Loading | Ready | Died) -> None:
+        """Follow the engine from its loading to its end."""
+        match message:
+            case Loading():
+                if self._on_loading is not None:
+                    self._on_loading(message)
+            case Ready():
+                self._become_ready(message.info)
+            case Died():
+                self._bury(message.error)
+
+    def _dispatch(self, event: Event) -> None:
+        match event:
+            case Generated():
+                self._pass_on(event)
+            case GenerationFailed():
+                self._end_stream(event.generation_id, event.error)
+            case ContextFailed():
+                logger.debug("context %d failed: %s", event.context_id, event.error)
+            case SnapshotTaken():
+                self._answer(event)
 
     def _pass_on(self, message: Generated) -> None:
         stream = self._streams.get(message.generation_id)

@@ -1,8 +1,8 @@
 """An engine in a worker process: the server's mode. Its death does not touch the server. Knows the loop, no prompts.
 
 The worker is spawned, not forked. Two threads keep the pipe flowing: one in the worker that takes commands while a step
-runs, one here that takes messages. The worker ends when its pipe closes, so it never outlives this process, and it ignores
-SIGINT: a Ctrl-C is for the parent to handle.
+runs, one here that takes messages. The worker ends when its pipe closes, so it never outlives this process, and it
+ignores SIGINT: a Ctrl-C is for the parent to handle.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A *context* is the KV of a token sequence. Everything above the engine (chat, semantic calls, retrieval, streaming) is
 written against `Engine` and `Context`; everything below against `Command` and `Event`, which a channel carries to the
-engine's thread or process. Operations of one context run in the order in which they were issued: what is issued behind a
-running generation waits for its end.
+engine's thread or process. Operations of one context run in the order in which they were issued: what is issued
+behind a running generation waits for its end.
 """
 
 from __future__ import annotations
@@ -128,7 +128,10 @@ class ClearCache:
     """Forget every cached page that no context uses."""
 
 
-Command = CreateContext | Append | Generate | Fork | Truncate | Drop | Free | Cancel | TakeSnapshot | ClearCache
+Operation = Append | Generate | Fork | Truncate | Drop
+"""What runs in order on a context, behind a running generation."""
+
+Command = Operation | CreateContext | Free | Cancel | TakeSnapshot | ClearCache
 
 
 # Events: what comes back.
@@ -208,7 +211,9 @@ class Snapshot:
 
 
 class Generation(Protocol):
-    """A running generation: an async iterator of chunks. The last chunk carries `finish`; an error is raised instead."""
+    """A running generation: an async iterator of chunks. The last chunk carries `finish`; an error is raised
+    instead.
+    """
 
     def __aiter__(self) -> AsyncIterator[Chunk]: ...
 

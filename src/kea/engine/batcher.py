@@ -1,8 +1,8 @@
 """The batcher: what each step computes. Owns the waiting queue, the batch and preemption; knows no torch, no programs.
 
 Continuous batching with chunked prefill: every running context gets the tokens it lacks, decoding contexts (one token)
-first, then prefill chunks in order, until the step's token budget is spent. A context enters the batch when the pages of
-all its tokens can be had. When a running context cannot get a page, contexts that rest give theirs back, then the
+first, then prefill chunks in order, until the step's token budget is spent. A context enters the batch when the pages
+of all its tokens can be had. When a running context cannot get a page, contexts that rest give theirs back, then the
 last-ranked running context is preempted: its full pages stay in the prefix tree, and it computes again what was lost.
 """
 
@@ -38,9 +38,19 @@ class StepWork:
 
     @property
     def shape(self) -> StepShape:
-        decoding = [item for item in self.items if item.stop - item.start == 1]
-        num_prefill = sum(item.stop - item.start for item in self.items) - len(decoding)
-        return StepShape(num_prefill, len(self.items), sum(item.stop for item in self.items))
+        chunks = [item for item in self.items if item.stop - item.start > 1]
+        return StepShape(
+            prefill_tokens=sum(item.stop - item.start for item in chunks),
+            num_sequences=len(self.items),
+            kv_tokens=sum(item.stop for item in self.items),
+            prefill_pairs=sum(_num_pairs(item.start, item.stop) for item in chunks),
+        )
+
+
+def _num_pairs(start: int, stop: int) -> float:
+    """Return the query-key pairs of a chunk: each token sees itself and all before it."""
+    length = stop - start
+    return length * start + length * (length + 1) / 2
 
 
 class Batcher:
@@ -69,7 +79,9 @@ class Batcher:
         self._copies.extend(copies)
 
     def wake(self, context: ContextState) -> None:
-        """Consider a context whose tokens or generation changed: it waits for the batch if it has anything to compute."""
+        """Consider a context whose tokens or generation changed: it waits for the batch if it has anything to
+        compute.
+        """
         if context.phase is Phase.IDLE:
             self._rest(context)
             if context.num_pending > 0:
@@ -94,6 +106,7 @@ class Batcher:
 
     def plan(self) -> StepWork:
         """Return the next step (without items when there is nothing to do). Every context in it has its pages."""
+        self._memory.begin_step()
         items: dict[int, WorkItem] = {}
         budget = self._plan_decodes(items)
         for context in sorted((c for c in self._running if c.context_id not in items), key=lambda c: c.rank):
@@ -116,7 +129,7 @@ class Batcher:
         for context in contexts:
             assert (id(context) in running) == (context.phase is Phase.RUNNING), f"{context.context_id}: batch"
             assert (id(context) in waiting) == (context.phase is Phase.WAITING), f"{context.context_id}: queue"
-            holds = context.pages.num_computed > 0 and context.phase is not Phase.RUNNING
+            holds = context.pages.num_pages > 0 and context.phase is not Phase.RUNNING
             assert not holds or context.context_id in self._resting, f"{context.context_id}: pages nobody can take back"
 
     # Planning
@@ -139,6 +152,9 @@ class Batcher:
     def _plan_prefill(self, context: ContextState, items: dict[int, WorkItem], budget: int) -> int:
         """Plan a running context's next chunk of at most `budget` tokens; return the tokens planned."""
         if budget <= 0 or not self._find_prefix(context):
+            return 0
+        if context.num_pending <= 0:
+            self.retire(context)  # the prefix tree had all that was wanted
             return 0
         start = context.pages.num_computed
         stop = self._memory.chunk_stop(context.pages, min(context.goal, start + budget))
@@ -170,6 +186,9 @@ class Batcher:
                 return
             is_free_to_run = self._find_prefix(context)
             self._rest(context)
+            if context.num_pending <= 0:
+                self.retire(context)
+                continue
             if not is_free_to_run:
                 continue
             while not self._has_place(context):
@@ -225,7 +244,7 @@ class Batcher:
             context.generation.num_preemptions += 1
 
     def _rest(self, context: ContextState) -> None:
-        if context.pages.num_computed > 0:
+        if context.pages.pages:
             self._resting[context.context_id] = context
 
     def _leave(self, context: ContextState) -> None:

@@ -76,7 +76,8 @@ def resolve_limits(config: EngineConfig, facts: ModelFacts, free_bytes: int) -> 
     if pool_tokens < max_len:
         if config.max_model_len is not None or pool_tokens < config.page_tokens:
             raise InvalidRequest(
-                f"A KV memory of {num_pages * page_bytes} bytes holds {pool_tokens} tokens; one context may need {max_len}.",
+                f"A KV memory of {num_pages * page_bytes} bytes holds {pool_tokens} tokens; "
+                f"one context may need {max_len}.",
                 param="kv_memory_bytes",
                 hint="Give more memory, or a smaller max_model_len.",
             )

@@ -1,8 +1,8 @@
 """Applies commands to contexts in the order in which they were issued. Owns the table of contexts and of generations.
 
 What is issued behind a running generation waits for its end; `Free` and `Cancel` act at once. An operation that has no
-answer of its own and fails marks its context: `ContextFailed` is emitted, and every generation that follows gets the error.
-Knows no torch and no batch: it tells the batcher whom to consider.
+answer of its own and fails marks its context: `ContextFailed` is emitted, and every generation that follows gets the
+error. Knows no torch and no batch: it tells the batcher whom to consider.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from kea.engine.base import (
     Generate,
     Generated,
     GenerationFailed,
+    Operation,
     Truncate,
 )
 from kea.engine.batcher import Batcher
@@ -31,8 +32,7 @@ from kea.engine.state import ContextState, Phase
 from kea.errors import Cancelled, ContextLengthExceeded, EngineFault, InvalidRequest, KeaError
 from kea.memory import KVMemory
 
-ContextCommand = CreateContext | Append | Generate | Fork | Truncate | Drop | Free | Cancel
-QueuedCommand = Append | Generate | Fork | Truncate | Drop
+ContextCommand = Operation | CreateContext | Free | Cancel
 StartGeneration = Callable[[Generate, ContextState], GenerationState]
 
 
@@ -45,6 +45,7 @@ class ContextTable:
         vocab_size: int,
         memory: KVMemory,
         batcher: Batcher,
+        *,
         start: StartGeneration,
         clock: Callable[[], float],
     ) -> None:
@@ -123,7 +124,7 @@ class ContextTable:
 
     # Commands that keep their order
 
-    def _route(self, command: QueuedCommand) -> None:
+    def _route(self, command: Operation) -> None:
         context = self._contexts.get(command.context_id)
         if context is None:
             self._refuse(command, EngineFault(f"There is no context {command.context_id} on this engine."))
@@ -150,7 +151,7 @@ class ContextTable:
         if context.phase is not Phase.CLOSED:
             self._batcher.wake(context)
 
-    def _run(self, context: ContextState, command: QueuedCommand) -> None:
+    def _run(self, context: ContextState, command: Operation) -> None:
         try:
             match command:
                 case Append():
@@ -196,7 +197,10 @@ class ContextTable:
                 param="prompt",
             )
         generation = self._start(command, context)
-        self._truncate_pages(context, len(context.tokens) - 1)
+        if context.pages.num_computed == len(
+            context.tokens
+        ):  # a fork or a truncation: the last token's logits are gone
+            self._truncate_pages(context, len(context.tokens) - 1)
         generation.cached_tokens = context.pages.num_computed
         context.generation = generation
         self._generating[command.generation_id] = context
@@ -231,8 +235,7 @@ class ContextTable:
         self._truncate_pages(context, length)
 
     def _truncate_pages(self, context: ContextState, length: int) -> None:
-        if context.pages.num_computed > length:
-            self._batcher.order(self._memory.truncate(context.pages, length))
+        self._batcher.order(self._memory.truncate(context.pages, length))
 
     def _drop(self, context: ContextState, command: Drop) -> None:
         start, stop = command.start, command.stop
@@ -261,7 +264,7 @@ class ContextTable:
         if context.phase in (Phase.WAITING, Phase.RUNNING):
             self._batcher.retire(context)
 
-    def _refuse(self, command: QueuedCommand, error: KeaError) -> None:
+    def _refuse(self, command: Operation, error: KeaError) -> None:
         """Answer a command on a failed or missing context: only a generation or a child has somebody waiting for it."""
         if isinstance(command, Generate):
             self._fail_generation(command.generation_id, error)

@@ -1,7 +1,8 @@
-"""The engine's core: commands in, one step at a time, events out. Owns model, memory, batcher, sampler; knows no prompts.
+"""The engine's core: commands in, one step at a time, events out. Owns model, memory, batcher, sampler; knows no
+prompts.
 
-Single-threaded: a loop (`kea.cluster.loop`) calls `handle` and `step`. A fault while a step computes ends the contexts of
-that step with `EngineFault`; the engine goes on.
+Single-threaded: a loop (`kea.cluster.loop`) calls `handle` and `step`. A fault while a step computes ends the
+contexts of that step with `EngineFault`; the engine goes on.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -40,6 +41,7 @@ from kea.engine.stopping import OutputTracker
 from kea.errors import EngineFault, KeaError
 from kea.memory import KVMemory, MemoryConfig
 from kea.models import DecoderModel, ProgressCallback, Tokenizer, load_model
+from kea.types import Stopping
 
 logger = logging.getLogger(__name__)
 
@@ -66,16 +68,21 @@ class EngineCore:
         self._memory = KVMemory(MemoryConfig(limits.num_pages, limits.page_tokens))
         self._latency = LatencyModel()
         self._batcher = Batcher(limits, self._memory, self._latency)
-        self._contexts = ContextTable(limits, model.facts.vocab_size, self._memory, self._batcher, self._start, clock)
+        self._contexts = ContextTable(
+            limits, model.facts.vocab_size, self._memory, self._batcher, start=self._start, clock=clock
+        )
         self._runner = Runner(model, self._memory, limits.num_pages, limits.page_tokens)
         self._sampler = Sampler(model.facts.vocab_size, lambda: secrets.randbits(SEED_BITS))
         self._constraints = ConstraintCompiler(tokenizer)
         self._limits = limits
+        self._eos_token_ids = tuple(dict.fromkeys((*model.facts.eos_token_ids, *tokenizer.eos_token_ids)))
         self._counters = _Counters()
 
     @classmethod
     def load(cls, config: EngineConfig, report: ProgressCallback | None = None) -> EngineCore:
-        """Load model and tokenizer and size the page pool. Raises `ModelLoadFailed`, `Unsupported`, `InvalidRequest`."""
+        """Load model and tokenizer and size the page pool. Raises `ModelLoadFailed`, `Unsupported`,
+        `InvalidRequest`.
+        """
         set_num_threads(config.num_threads)
         tokenizer = Tokenizer.load(config.model, revision=config.revision)
         model = load_model(
@@ -97,7 +104,7 @@ class EngineCore:
             model=facts.name,
             max_model_len=self._limits.max_model_len,
             vocab_size=facts.vocab_size,
-            eos_token_ids=facts.eos_token_ids,
+            eos_token_ids=self._eos_token_ids,
             page_tokens=self._limits.page_tokens,
             num_pages=self._limits.num_pages,
             max_num_seqs=self._limits.max_num_seqs,
@@ -177,18 +184,29 @@ class EngineCore:
             self._batcher.complete(item)
         now = self._clock()
         self._count(work, now - started)
-        for (item, _), result in zip(rows.draws, drawn, strict=True):
-            self._take(item.context, result, now)
+        for context, result in drawn:
+            self._take(context, result, now)
         for item in work.items:
             if item.context.generation is None and item.context.num_pending <= 0:
                 self._batcher.wake(item.context)
 
-    def _draw(self, logits: torch.Tensor, rows: _Rows) -> Sequence[Drawn | KeaError]:
-        indices = [index for _, index in rows.draws]
+    def _draw(self, logits: torch.Tensor, rows: _Rows) -> list[tuple[ContextState, Drawn | KeaError]]:
+        """Draw a token for every row that draws; a row whose constraint fails gets that error instead."""
+        drawn: list[tuple[ContextState, Drawn | KeaError]] = []
+        contexts, specs, indices = [], [], []
+        for item, index in rows.draws:
+            generation = item.context.generation
+            assert generation is not None, "a row draws for a context that generates nothing"
+            try:
+                specs.append(generation.row())
+            except KeaError as error:
+                drawn.append((item.context, error))
+            else:
+                contexts.append(item.context)
+                indices.append(index)
         if len(indices) != len(rows.logit_rows):
             logits = logits[indices]
-        generations = [item.context.generation for item, _ in rows.draws]
-        return self._sampler.sample(logits, [generation.row() for generation in generations if generation is not None])
+        return drawn + list(zip(contexts, self._sampler.sample(logits, specs), strict=True))
 
     def _take(self, context: ContextState, drawn: Drawn | KeaError, now: float) -> None:
         """Give a drawn token to its generation; end the generation where it stops."""
@@ -197,8 +215,12 @@ class EngineCore:
         if isinstance(drawn, KeaError):
             self._contexts.fail(context, drawn)
             return
+        try:
+            chunk = generation.take(context, drawn, now)
+        except KeaError as error:
+            self._contexts.fail(context, error)
+            return
         self._counters.generation_tokens += 1
-        chunk = generation.take(context, drawn, now)
         self._contexts.events.append(Generated(generation.generation_id, chunk))
         if chunk.finish is not None:
             self._counters.finished(chunk.finish.reason.value)
@@ -211,8 +233,8 @@ class EngineCore:
 
     def _start(self, command: Generate, context: ContextState) -> GenerationState:
         options = command.options
-        eos = self._model.facts.eos_token_ids
         room = self._limits.max_model_len - len(context.tokens)
+        stopping = _within(options.stopping, room)
         detokenizer = self._tokenizer.create_detokenizer(
             preceding=context.tokens, skip_special=options.skip_special_tokens
         )
@@ -220,7 +242,7 @@ class EngineCore:
             command.generation_id,
             options,
             sampling=self._sampler.create_state(options.sampling, context.tokens),
-            tracker=OutputTracker(options.stopping, detokenizer, eos, room),
+            tracker=OutputTracker(stopping, self._eos_token_ids, detokenizer),
             constraint=self._constraints.compile(options.constraint) if options.constraint is not None else None,
             prompt_len=len(context.tokens),
             created_s=self._clock(),
@@ -243,6 +265,13 @@ class _Counters:
 
     def finished(self, reason: str) -> None:
         self.num_finished[reason] = self.num_finished.get(reason, 0) + 1
+
+
+def _within(stopping: Stopping, room: int) -> Stopping:
+    """Return the same ends for an output that has room for so many tokens."""
+    if stopping.max_tokens <= room:
+        return stopping
+    return replace(stopping, max_tokens=room, min_tokens=min(stopping.min_tokens, room))
 
 
 def _select_rows(work: StepWork) -> _Rows:

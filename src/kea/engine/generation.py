@@ -42,24 +42,28 @@ class GenerationState:
         return SamplingRow(self.sampling, mask, self.tracker.banned, self.options.logprobs)
 
     def take(self, context: ContextState, drawn: Drawn, now: float) -> Chunk:
-        """Add a drawn token to the context and return the chunk to emit; at the end the context keeps what is before it."""
+        """Add a drawn token to the context and return the chunk to emit; at the end the context keeps what is
+        before it.
+        """
         if self.first_token_s is None:
             self.first_token_s = now
         context.tokens.append(drawn.token_id)
-        progress = self.tracker.push(drawn.token_id)
-        text, end = progress.text, progress.end
-        if self.constraint is not None and end is None:
-            self.constraint.accept(drawn.token_id)
-            if self.constraint.is_stopped:
-                last = self.tracker.finish(FinishReason.STOP)
-                text, end = text + last.text, last.end
+        is_complete = self._advance_constraint(drawn.token_id)
+        progress = self.tracker.push(drawn.token_id, is_complete=is_complete)
         return Chunk(
             token_ids=(drawn.token_id,),
-            text=text,
+            text=progress.text,
             logprobs=(drawn.logprob,) if drawn.logprob is not None else (),
             prompt_logprobs=_take_prompt_logprobs(context),
-            finish=self._finish(context, end, now) if end is not None else None,
+            finish=self._finish(context, progress.end, now) if progress.end is not None else None,
         )
+
+    def _advance_constraint(self, token_id: int) -> bool:
+        """Tell the constraint what was drawn; return whether nothing may follow."""
+        if self.constraint is None:
+            return False
+        self.constraint.accept(token_id)
+        return self.constraint.is_stopped
 
     def cancel(self, context: ContextState, now: float) -> Chunk:
         """Return the last chunk of a generation that somebody ended; the context keeps every token."""

@@ -13,7 +13,9 @@ _MEMINFO = Path("/proc/meminfo")
 
 
 def resolve_device(device: str) -> str:
-    """Return the device to run on: "auto" is the first GPU if there is one. Raises `InvalidRequest` if it is not here."""
+    """Return the device to run on: "auto" is the first GPU if there is one. Raises `InvalidRequest` if it is not
+    here.
+    """
     has_gpu = torch.cuda.is_available()
     if device == "auto":
         return "cuda:0" if has_gpu else "cpu"

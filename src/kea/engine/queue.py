@@ -1,7 +1,7 @@
 """The queue of contexts that wait for a place in the batch. Knows order and fairness, no memory, no clocks.
 
-Order: priority first (smaller is earlier). Within one priority, tenants share the engine by the Virtual Token Counter of
-Sheng et al., "Fairness in Serving Large Language Models" (OSDI '24): the tenant that was served the fewest tokens is
+Order: priority first (smaller is earlier). Within one priority, tenants share the engine by the Virtual Token Counter
+of Sheng et al., "Fairness in Serving Large Language Models" (OSDI '24): the tenant that was served the fewest tokens is
 next, and one that returns after a pause starts at the level of the least served tenant that is waiting. Within a tenant
 the order is that of the applications, then of arrival.
 """

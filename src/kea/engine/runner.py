@@ -1,16 +1,21 @@
-"""Runs a step on the model: page copies, the flattened batch, the forward pass. Owns the KV tensors; knows no requests."""
+"""Runs a step on the model: page copies, the flattened batch, the forward pass. Owns the KV tensors; knows no
+requests.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from kea.attention.base import Run, SequencePlan, StepPlan
 from kea.engine.batcher import StepWork, WorkItem
 from kea.memory import KVMemory, PageCopy
 from kea.models.base import DecoderModel, StepInput
+
+Int64Array = npt.NDArray[np.int64]
 
 
 class Runner:
@@ -40,8 +45,8 @@ class Runner:
     def _step_input(self, items: Sequence[WorkItem], logit_rows: Sequence[int]) -> StepInput:
         token_ids: list[int] = []
         sequences: list[SequencePlan] = []
-        positions: list[np.ndarray] = []
-        slots: list[np.ndarray] = []
+        positions: list[Int64Array] = []
+        slots: list[Int64Array] = []
         for item in items:
             sequences.append(self._plan(item, len(token_ids)))
             token_ids.extend(item.context.tokens[item.start : item.stop])
@@ -61,12 +66,13 @@ class Runner:
         runs = tuple(Run(start, stop) for start, stop in self._memory.visible_runs(pages, item.stop))
         return SequencePlan(row, item.stop - item.start, item.start, tuple(pages.pages), runs)
 
-    def _slots(self, table: Sequence[int], positions: np.ndarray) -> np.ndarray:
+    def _slots(self, table: Sequence[int], positions: Int64Array) -> Int64Array:
         first = positions[0] // self._page_tokens
         used = np.array(table[first : positions[-1] // self._page_tokens + 1], dtype=np.int64)
-        return used[positions // self._page_tokens - first] * self._page_tokens + positions % self._page_tokens
+        slots: Int64Array = used[positions // self._page_tokens - first] * self._page_tokens
+        return slots + positions % self._page_tokens
 
 
-def _tensor(array: np.ndarray, device: str) -> torch.Tensor:
+def _tensor(array: Int64Array, device: str) -> torch.Tensor:
     tensor = torch.from_numpy(array)
     return tensor if device == "cpu" else tensor.to(device, non_blocking=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from kea.engine.base import Command, ContextSpec
+from kea.engine.base import ContextSpec, Operation
 from kea.errors import KeaError
 from kea.memory import ContextPages
 from kea.types import TokenLogprob
@@ -39,8 +39,8 @@ MOVES: dict[Phase, frozenset[Phase]] = {
 class ContextState:
     """A context: its tokens, its pages, what it generates now, and the operations that wait behind that.
 
-    The last token is always left pending while nothing is generated: it is computed when a generation needs its logits or
-    when more tokens follow. So a generation always has a row to draw from.
+    The last token is always left pending while nothing is generated: it is computed when a generation needs its
+    logits or when more tokens follow. So a generation always has a row to draw from.
     """
 
     context_id: int
@@ -49,7 +49,7 @@ class ContextState:
     pages: ContextPages
     tokens: list[int] = field(default_factory=list)
     phase: Phase = Phase.IDLE
-    operations: deque[Command] = field(default_factory=deque)
+    operations: deque[Operation] = field(default_factory=deque)
     generation: GenerationState | None = None
     error: KeaError | None = None
     prompt_logprobs: dict[int, TokenLogprob] = field(default_factory=dict)
