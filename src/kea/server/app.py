@@ -30,6 +30,7 @@ from kea.server.generation import Runner
 from kea.server.lifecycle import Lifecycle
 from kea.server.limits import Slots
 from kea.server.metrics import Metrics
+from kea.server.openai.response_store import ResponseStore
 from kea.server.openapi import create_document
 from kea.server.parsers import choose_format
 from kea.server.parsers.probe import TemplateFacts, probe_template
@@ -66,6 +67,7 @@ def create_app(
         metrics=metrics,
         runner=Runner(engine, metrics),
         openapi=cache(partial(create_document, endpoints, version(PACKAGE))),
+        responses=ResponseStore(config.limits.max_stored_responses, config.limits.stored_response_s),
         programs=service,
         next_order=next_order or partial(next, itertools.count(1)),
         parrot_sessions=WeakValueDictionary(),

@@ -58,6 +58,10 @@ class Written:
         self.prompt_logprobs = self.prompt_logprobs or chunk.prompt_logprobs
         self.finish = chunk.finish or self.finish
 
+    def to_chunk(self) -> Chunk:
+        """Return the whole output as one chunk."""
+        return Chunk(tuple(self.token_ids), self.text, tuple(self.logprobs), self.prompt_logprobs, self.finish)
+
 
 class Runner:
     """Runs jobs on one engine and measures them. Holds nothing between jobs."""

@@ -9,7 +9,7 @@ from kea.server.config import ServerConfig
 from kea.server.endpoint import Access, Endpoint
 from kea.server.errors import Dialect
 from kea.server.metrics import CONTENT_TYPE
-from kea.server.openai import embeddings, models, tokens
+from kea.server.openai import embeddings, models, responses, tokens
 from kea.server.openai.chat import create_chat_completion
 from kea.server.openai.completions import create_completion
 from kea.server.programs import parrot, sessions
@@ -43,6 +43,8 @@ from kea.server.wire.parrot import (
     SetVariableBody,
     VariablesReply,
 )
+from kea.server.wire.responses import ResponseBody
+from kea.server.wire.responses_reply import DeletedReply, ResponseReply
 from kea.server.wire.sessions import (
     CancelBody,
     CancelReply,
@@ -57,6 +59,7 @@ from kea.server.wire.sessions import (
 _own = partial(Endpoint, dialect=Dialect.KEA)
 _parrot = partial(Endpoint, dialect=Dialect.PARROT, access=Access.SESSION)
 
+RESPONSE = "/v1/responses/{response_id}"
 OPENAI = (
     Endpoint("GET", "/v1/models", models.list_models, "List the models.", reply=ModelsReply),
     Endpoint("GET", "/v1/models/{model:path}", models.get_model, "Describe one model.", reply=ModelReply),
@@ -79,6 +82,34 @@ OPENAI = (
         reply=ChatReply,
         waits=True,
         streams=True,
+    ),
+    Endpoint(
+        "POST",
+        "/v1/responses",
+        responses.create_response,
+        "Answer a conversation with items.",
+        body=ResponseBody,
+        reply=ResponseReply,
+        waits=True,
+        streams=True,
+    ),
+    Endpoint(
+        "GET",
+        RESPONSE,
+        responses.get_response,
+        "Tell a stored response.",
+        reply=ResponseReply,
+        waits=True,
+        streams=True,
+        query=("stream", "starting_after"),
+    ),
+    Endpoint("DELETE", RESPONSE, responses.delete_response, "Forget a stored response.", reply=DeletedReply),
+    Endpoint(
+        "POST",
+        RESPONSE + "/cancel",
+        responses.cancel_response,
+        "End a response.",
+        reply=ResponseReply,
     ),
     Endpoint("POST", "/v1/embeddings", embeddings.refuse_embeddings, "Not offered yet: always refused.", body=Body),
     Endpoint("POST", "/tokenize", tokens.tokenize, "Turn text into token ids.", body=TokenizeBody, reply=TokenizeReply),

@@ -13,6 +13,7 @@ from kea.server.generation import Runner
 from kea.server.lifecycle import Lifecycle
 from kea.server.limits import Slots
 from kea.server.metrics import Metrics
+from kea.server.openai.response_store import ResponseStore
 from kea.server.served import ServedModel
 from kea.service import Service, Session
 
@@ -29,6 +30,7 @@ class AppState:
     metrics: Metrics
     runner: Runner
     openapi: Callable[[], dict[str, Any]]
+    responses: ResponseStore
     programs: Service | None
     next_order: Callable[[], float]
     parrot_sessions: WeakValueDictionary[int, Session]

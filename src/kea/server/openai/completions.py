@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 
 from kea.errors import InvalidRequest, LimitExceeded
 from kea.server.endpoint import Call
-from kea.server.generation import PromptJob, Written
+from kea.server.generation import PromptJob
 from kea.server.openai.logprobs import LegacyWriter, prompt_logprobs
 from kea.server.openai.request import Prompt, Wanted, check_fields, create_job, total_usage
 from kea.server.sse import DONE, begin_stream, data_frame
@@ -112,7 +112,7 @@ class _Writer:
     async def answer(self) -> ASGIApp:
         """Wait for all outputs and return the whole answer."""
         written = await self._runner.collect(self._jobs)
-        choices = [self._choice(idx, _as_chunk(output)) for idx, output in enumerate(written)]
+        choices = [self._choice(idx, output.to_chunk()) for idx, output in enumerate(written)]
         reply = self._reply(choices).model_copy(update={"usage": total_usage(self._jobs, self._finishes())})
         return reply.to_response()
 
@@ -171,12 +171,6 @@ class _Writer:
     def _writes_nothing(self) -> bool:
         """Whether only the prompt is wanted (echo with max_tokens 0); the engine still has to draw one token."""
         return self._body.max_tokens == 0
-
-
-def _as_chunk(written: Written) -> Chunk:
-    return Chunk(
-        tuple(written.token_ids), written.text, tuple(written.logprobs), written.prompt_logprobs, written.finish
-    )
 
 
 def _finish_reason(finish: Finish) -> Literal["stop", "length"]:

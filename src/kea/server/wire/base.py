@@ -72,7 +72,8 @@ def quote(value: object) -> str:
 
 
 def _explain(error: ValidationError) -> InvalidRequest:
-    first = error.errors(include_url=False, include_context=False)[0]
+    found = error.errors(include_url=False, include_context=False)
+    first = next((item for item in found if item["loc"][-1:] == ("type",)), found[0])
     if first["type"] == "json_invalid":
         return InvalidRequest(f"The body is not valid JSON: {first['msg']}.", param="body")
     if not first["loc"]:
@@ -80,7 +81,7 @@ def _explain(error: ValidationError) -> InvalidRequest:
     path = _path_of(first["loc"])
     if first["type"] == "missing":
         return InvalidRequest(f"{path} is required.", param=path)
-    reasons = dict.fromkeys(item["msg"] for item in error.errors(include_url=False) if _path_of(item["loc"]) == path)
+    reasons = dict.fromkeys(item["msg"] for item in found if _path_of(item["loc"]) == path)
     return InvalidRequest(f"{path} is {quote(first['input'])}: {'; or: '.join(reasons)}.", param=path)
 
 
