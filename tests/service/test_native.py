@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from typing import Any
 
 import pytest
 
-from kea.errors import CallFailed, Cancelled, DeadlineExceeded, NotFound
+from kea.errors import CallFailed, Cancelled, DeadlineExceeded, InvalidRequest, NotFound
 from kea.program.call import AnyCall, VariableRef
 from tests.fakes.engine import FakeEngine
 from tests.service.programs import call, fails, native, program, service, settle
@@ -25,6 +26,12 @@ def split(text: str) -> dict[str, str]:
 def broken(kind: str) -> Any:
     if kind == "raise":
         raise ValueError("bad thing")
+    if kind == "exit":
+        sys.exit(3)
+    if kind == "stop":
+        raise StopIteration
+    if kind == "refuse":
+        raise InvalidRequest("not like this")
     return {"number": 3, "wrong names": {"a": "b"}, "wrong values": {"out": 3}}[kind]
 
 
@@ -53,6 +60,9 @@ async def test_a_registered_function_reads_and_writes_variables() -> None:
     ("kind", "message"),
     [
         ("raise", "raised ValueError: bad thing"),
+        ("exit", "raised SystemExit: 3"),
+        ("stop", "raised StopIteration"),
+        ("refuse", "not like this"),
         ("number", "returned int; it must return a string"),
         ("wrong names", "returned dict"),
         ("wrong values", "for each of: out"),
@@ -104,3 +114,21 @@ async def test_a_slow_function_times_out_and_blocks_nobody() -> None:
         assert time.perf_counter() - started < 10
         release.set()
         await settle(some)
+
+
+async def test_functions_that_never_return_hold_their_places_alone() -> None:
+    release = threading.Event()
+
+    def slow() -> str:
+        release.wait(20)
+        return "late"
+
+    config = {"native_timeout_s": 0.05, "native_threads": 2}
+    async with service(FakeEngine(), functions={"slow": slow, **FUNCTIONS}, config=config) as some:
+        session = some.create_session()
+        some.submit(session, program(*(native(f"n{idx}", "slow", {}, f"v{idx}") for idx in range(3))))
+        for idx in range(3):
+            assert isinstance((await fails(some, session, f"v{idx}")).__cause__, DeadlineExceeded)
+        release.set()
+        some.submit(session, program(native("m", "split", {"text": "ab"}, "head", "tail")))
+        assert await some.get(session, "tail", deadline_s=10) == "b"

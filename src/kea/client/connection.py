@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from kea.client.embedded import EmbeddedTransport, ServiceFactory
-from kea.client.http import HttpTransport
 from kea.client.loop import LoopThread
 from kea.client.session import Session
 from kea.client.transport import Transport
 from kea.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from kea.client.embedded import ServiceFactory
 
 
 class Connection:
@@ -88,9 +89,13 @@ def create_connection(
     if url is not None:
         if service is not None or engine:
             raise InvalidRequest("url is given together with options of an embedded engine; give one.", param="url")
+        from kea.client.http import HttpTransport
+
         return Connection(HttpTransport(url, api_key))
     if api_key is not None:
         raise InvalidRequest("api_key is given without url; an embedded engine has no keys.", param="api_key")
+    from kea.client.embedded import EmbeddedTransport  # here, so that a client of a server loads no service
+
     if service is None:
         from kea.client.local import embedded_service
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -30,6 +31,7 @@ async def embedded_service(
     tokenizer = await asyncio.to_thread(Tokenizer.load, source, revision=engine.get("revision"))
     started = await start_engine(EngineConfig(model=source, **engine), place="thread")
     try:
+        config = config or ServiceConfig(idle_s=math.inf)  # the sessions are this process's own
         async with Service([started], tokenizer, config=config, functions=functions) as service:
             yield service
     finally:

@@ -2,16 +2,16 @@
 
 A function receives the call's inputs as keyword arguments (texts of variables as strings) and returns a string, or for
 several outputs a mapping from their names to strings. A thread cannot be stopped: at a timeout the call fails and the
-function runs on until it returns; the number of threads bounds what such functions can hold.
+function runs on until it returns, in one of the places that bound how many run at once. Threads are daemons, so that a
+function that never returns does not keep the process from ending.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,18 +24,18 @@ logger = logging.getLogger(__name__)
 NativeFunction = Callable[..., str | Mapping[str, str]]
 
 
-@dataclass(frozen=True, slots=True)
 class NativeRunner:
-    """Runs native calls on the threads of `executor`, each within `timeout_s`."""
+    """Runs native calls, `num_threads` at once and each within `timeout_s`."""
 
-    functions: Mapping[str, NativeFunction]
-    executor: ThreadPoolExecutor
-    timeout_s: float
+    def __init__(self, functions: Mapping[str, NativeFunction], num_threads: int, timeout_s: float) -> None:
+        self._functions = functions
+        self._places = asyncio.Semaphore(num_threads)
+        self._timeout_s = timeout_s
 
     def check(self, call: NativeCallSpec) -> None:
         """Raise `NotFound` for a function that is not registered."""
-        if call.function not in self.functions:
-            known = ", ".join(sorted(self.functions)) or "none"
+        if call.function not in self._functions:
+            known = ", ".join(sorted(self._functions)) or "none"
             raise NotFound(
                 f"there is no native function {call.function[:80]!r} here; registered are: {known}.", param="function"
             )
@@ -43,20 +43,47 @@ class NativeRunner:
     async def run(self, call: NativeCallSpec, session: Session) -> None:
         """Run the function and set the call's outputs."""
         arguments = {item.name: _value(item.value, session) for item in call.inputs}
-        work = partial(self.functions[call.function], **arguments)
-        future = asyncio.get_running_loop().run_in_executor(self.executor, work)
+        work = partial(self._functions[call.function], **arguments)
         try:
-            result = await asyncio.wait_for(future, self.timeout_s)
+            result = await asyncio.wait_for(self._call(work), self._timeout_s)
         except TimeoutError:
             raise DeadlineExceeded(
-                f"the native function {call.function!r} took longer than {self.timeout_s:g} s."
+                f"the native function {call.function!r} did not return within {self._timeout_s:g} s."
             ) from None
-        except KeaError:
-            raise
-        except Exception as error:
-            logger.warning("native function %s failed", call.function, exc_info=error)
-            raise CallFailed(f"the native function {call.function!r} raised {type(error).__name__}: {error}") from error
+        if isinstance(result, KeaError):
+            raise result
+        if isinstance(result, BaseException):
+            logger.warning("native function %s failed", call.function, exc_info=result)
+            message = f"the native function {call.function!r} raised {type(result).__name__}: {result}"
+            raise CallFailed(message) from result
         _set_outputs(call, result, session)
+
+    async def _call(self, work: Callable[[], object]) -> object:
+        """Return what `work` returns or raises, from a thread of its own."""
+        await self._places.acquire()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[object] = loop.create_future()
+        thread = threading.Thread(target=self._main, args=(work, loop, future), name="kea-native", daemon=True)
+        thread.start()
+        return await future
+
+    def _main(
+        self, work: Callable[[], object], loop: asyncio.AbstractEventLoop, future: asyncio.Future[object]
+    ) -> None:
+        result: object
+        try:
+            result = work()
+        except BaseException as error:  # noqa: BLE001 - whatever it raises, SystemExit too, fails this call alone
+            result = error
+        try:
+            loop.call_soon_threadsafe(self._finish, future, result)
+        except RuntimeError:
+            logger.warning("a native function returned after its service had ended")
+
+    def _finish(self, future: asyncio.Future[object], result: object) -> None:
+        self._places.release()
+        if not future.done():
+            future.set_result(result)
 
 
 def _value(value: Any, session: Session) -> Any:

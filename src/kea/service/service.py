@@ -11,7 +11,6 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
@@ -64,9 +63,8 @@ class Service:
         self.tokenizer = tokenizer
         self.config = config or ServiceConfig()
         self._scheduler = scheduler or create_scheduler()
-        self._threads = ThreadPoolExecutor(self.config.native_threads, thread_name_prefix="kea-native")
         call_runner = CallRunner(tokenizer, lambda: secrets.randbits(31))
-        native_runner = NativeRunner(dict(functions or {}), self._threads, self.config.native_timeout_s)
+        native_runner = NativeRunner(dict(functions or {}), self.config.native_threads, self.config.native_timeout_s)
         runners = call_runner, native_runner
         self._dispatcher = Dispatcher(self.engines, self._scheduler, runners, self.config, clock)
         self._host = SessionHost(self._dispatcher, self.config, clock, Ledger())
@@ -90,7 +88,6 @@ class Service:
         for session in list(self._sessions.values()):
             self._end(session, ServiceClosing("the service is shutting down.", hint="Try again later."))
         await self._dispatcher.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def create_session(self, *, tenant: str = "", name: str = "") -> Session:
         """Open a session. Raises `LimitExceeded` when the tenant has its number, `ServiceClosing`."""
@@ -164,6 +161,11 @@ class Service:
             logger.info("session %d was idle and is closed", session.identity.id)
             self._end(session, Cancelled("the session was idle for too long and was closed."))
         return len(idle)
+
+    def next_order(self) -> float:
+        """Return the place of a single request among the applications: as if it were one that arrives now."""
+        self._host.ledger.num_applications += 1
+        return float(self._host.ledger.num_applications)
 
     def snapshot(self) -> ServiceSnapshot:
         return ServiceSnapshot(
