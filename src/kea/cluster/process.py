@@ -13,10 +13,11 @@ import multiprocessing
 import queue
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 
-from kea.cluster.base import Died, Message, Receiver
+from kea.cluster.base import Died, Message, Ready, Receiver
 from kea.cluster.loop import CLOSE, Inbox, run_engine
 from kea.engine.base import Command
 from kea.engine.config import EngineConfig
@@ -35,6 +36,7 @@ class ProcessChannel:
         self._process: multiprocessing.process.BaseProcess | None = None
         self._connection: Connection | None = None
         self._reader: threading.Thread | None = None
+        self._is_ready = False
 
     @property
     def pid(self) -> int | None:
@@ -45,11 +47,18 @@ class ProcessChannel:
         spawn = multiprocessing.get_context("spawn")
         ours, theirs = spawn.Pipe()
         self._process = spawn.Process(target=_work, args=(self._config, theirs), name="kea-engine", daemon=True)
-        self._process.start()
+        with _interrupts_blocked():
+            self._process.start()
         theirs.close()
         self._connection = ours
+        self._is_ready = False
+
+        def take(messages: Sequence[Message]) -> None:
+            self._is_ready = self._is_ready or any(isinstance(message, Ready) for message in messages)
+            receive(messages)
+
         self._reader = threading.Thread(
-            target=_read, args=(ours, self._process, receive), name="kea-engine-reader", daemon=True
+            target=_read, args=(ours, self._process, take), name="kea-engine-reader", daemon=True
         )
         self._reader.start()
 
@@ -63,15 +72,30 @@ class ProcessChannel:
     def close(self) -> None:
         if self._process is None or self._connection is None:
             return
-        with contextlib.suppress(OSError):
-            self._connection.send(CLOSE)
-        self._process.join(JOIN_S)
-        if self._process.is_alive():
-            logger.warning("the engine's process did not end in %.0f s and is killed", JOIN_S)
-            self._process.kill()
-            self._process.join()
+        if self._is_ready:
+            self._ask_to_end(self._process, self._connection)
+        self._process.kill()  # one that still loads reads no commands, and has nothing to lose
+        self._process.join()
         self._connection.close()
         self._process = self._connection = None
+
+    def _ask_to_end(self, process: multiprocessing.process.BaseProcess, connection: Connection) -> None:
+        with contextlib.suppress(OSError):
+            connection.send(CLOSE)
+        process.join(JOIN_S)
+        if process.is_alive():
+            logger.warning("the engine's process did not end in %.0f s and is killed", JOIN_S)
+
+
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Keep SIGINT from a process that is started here until it ignores it: it inherits this thread's mask."""
+    resource_tracker.ensure_running()  # starting it would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _read(connection: Connection, process: multiprocessing.process.BaseProcess, receive: Receiver) -> None:
@@ -92,6 +116,7 @@ def _read(connection: Connection, process: multiprocessing.process.BaseProcess, 
 def _work(config: EngineConfig, connection: Connection) -> None:
     """The worker's main function."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     inbox: Inbox = queue.SimpleQueue()
     threading.Thread(target=_take_commands, args=(connection, inbox), name="kea-engine-inbox", daemon=True).start()
     with contextlib.suppress(BrokenPipeError):  # the parent is gone: nobody is left to be told
