@@ -120,6 +120,17 @@ def test_a_stream_comes_as_it_is_written(world: World) -> None:
         assert variable.get() == "HI SOMEBODY: "
 
 
+def test_a_stream_may_be_left_early(world: World) -> None:
+    with world.session() as session:
+        for variable in (greet("somebody"), session.variable("x" * 10)):
+            for piece in variable.stream():
+                assert piece
+                break
+        abandoned = greet("else").stream()
+        assert next(abandoned)
+    del abandoned
+
+
 def test_variables_may_be_set_later_and_once(world: World) -> None:
     with world.session() as session:
         name = session.variable(name="who")
@@ -147,6 +158,8 @@ def test_map_and_gather(world: World) -> None:
     with world.session() as session:
         texts = session.map(greet, ["a", "b", "c"])
         assert kea.gather(*texts) == ["HI A: ", "HI B: ", "HI C: "]
+        many = session.map(greet, range(150))
+        assert kea.gather(many, deadline_s=60) == [[f"HI {idx}: " for idx in range(150)]]
         pairs = session.map(chat, ["kind", "rude"], ["q", "r"])
         assert len(kea.gather(pairs)[0]) == 2
         with pytest.raises(ValueError, match="zip"):
@@ -280,6 +293,7 @@ async def test_everything_can_be_awaited(world: World) -> None:
         later = session.variable()
         result = greet(later)
         await later.aset("soon")
+        assert (await kea.agather(session.map(greet, range(70))))[0][69] == "HI 69: "
         assert await kea.agather(result, (variable,)) == ["HI SOON: ", ("HI X: ",)]
         assert (await session.astatus()).num_pending == 0
         world.on_loop(world.engine.hold)

@@ -24,6 +24,10 @@ class LoopThread:
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
 
+    @property
+    def is_stopped(self) -> bool:
+        return self._loop.is_closed()
+
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the loop and wait for its result; an interrupt of the caller cancels it."""
         assert threading.current_thread() is not self._thread, "the loop's thread would wait for itself"
@@ -40,7 +44,7 @@ class LoopThread:
 
     def begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Start a coroutine on the loop; return its future, which may be waited for or cancelled."""
-        if self._loop.is_closed():
+        if self.is_stopped:
             work.close()
             raise Cancelled("the session was closed.", hint="Read variables before it closes.")
         return asyncio.run_coroutine_threadsafe(work, self._loop)

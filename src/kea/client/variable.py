@@ -54,7 +54,8 @@ class Variable:
             while (piece := loop.run(_next(pieces))) is not None:
                 yield piece
         finally:
-            loop.run(_close(pieces))
+            if not loop.is_stopped:
+                loop.run(_close(pieces))
 
     async def astream(self, criteria: Criteria | None = None) -> AsyncIterator[str]:
         """Yield as `stream` does."""
@@ -63,7 +64,8 @@ class Variable:
             while (piece := await loop.arun(_next(pieces))) is not None:
                 yield piece
         finally:
-            await loop.arun(_close(pieces))
+            if not loop.is_stopped:
+                await loop.arun(_close(pieces))
 
     def set(self, value: str) -> None:
         """Set the value of a variable that no call writes, once. Raises `Conflict`."""
@@ -100,8 +102,13 @@ class Variable:
     async def pieces(self, criteria: Criteria | None) -> AsyncGenerator[str]:
         """Yield the pieces; runs on the connection's loop."""
         channel = await self.session.reach(self._batch, self.id)
-        async for piece in channel.stream(self.id, criteria):
-            yield piece
+        stream = channel.stream(self.id, criteria)
+        try:
+            async for piece in stream:
+                yield piece
+        finally:
+            if isinstance(stream, AsyncGenerator):
+                await stream.aclose()
 
     async def write(self, value: str) -> None:
         """Set the value; runs on the connection's loop."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from kea.errors import DeadlineExceeded, check_range
 from kea.program.variable import SemanticVariable
@@ -16,7 +16,7 @@ async def read_value(variable: SemanticVariable, deadline_s: float | None = None
     return variable.value
 
 
-async def read_pieces(variable: SemanticVariable) -> AsyncIterator[str]:
+async def read_pieces(variable: SemanticVariable) -> AsyncGenerator[str]:
     """Yield the text from the beginning, in pieces, until the variable is ready. Raises its error behind the pieces."""
     idx = 0
     with _Changes(variable) as changes:

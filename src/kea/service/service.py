@@ -10,8 +10,8 @@ import hmac
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Self
 
@@ -140,11 +140,12 @@ class Service:
         with self._reading(session, variable_id, criteria) as variable:
             return await read_value(variable, deadline_s)
 
-    async def stream(self, session: Session, variable_id: str, criteria: Criteria | None = None) -> AsyncIterator[str]:
+    async def stream(self, session: Session, variable_id: str, criteria: Criteria | None = None) -> AsyncGenerator[str]:
         """Yield a variable's text from the beginning, as it is written. Raises its error behind what was written."""
         with self._reading(session, variable_id, criteria) as variable:
-            async for piece in read_pieces(variable):
-                yield piece
+            async with aclosing(read_pieces(variable)) as pieces:
+                async for piece in pieces:
+                    yield piece
 
     def cancel(self, session: Session, call_ids: Iterable[str] | None = None) -> list[str]:
         """Cancel calls that have not ended (all when None); return their ids. Raises `NotFound`."""
