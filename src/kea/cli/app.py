@@ -1,0 +1,57 @@
+"""The command `kea`: its sub-commands and what they share. Knows no command's work."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+import typer
+
+from kea import __version__
+from kea.bench.cli import app as bench_app
+from kea.cli.chat import chat
+from kea.cli.complete import complete
+from kea.cli.console import out
+from kea.cli.demo import demo
+from kea.cli.doctor import doctor
+from kea.cli.models import models
+from kea.cli.run import run
+from kea.cli.serve import serve
+
+# Libraries that log what we tell ourselves, or repeat a request five times aloud.
+CHATTY = ("huggingface_hub", "transformers", "httpx2", "asyncio")
+
+app = typer.Typer(name="kea", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.command()(demo)
+app.command()(serve)
+app.command()(run)
+app.command()(chat)
+app.command()(complete)
+app.command()(models)
+app.command()(doctor)
+app.add_typer(bench_app)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"kea {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def kea(
+    *,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what the library does.")] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and end.")
+    ] = False,
+) -> None:
+    """Serve LLM applications: programs of prompts, submitted whole.
+
+    Begin with `kea demo`; then `kea serve MODEL` and `kea run FILE.py`.
+    Exit status: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted.
+    """
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(level if verbose else logging.ERROR)

@@ -1,0 +1,72 @@
+"""`kea complete`: one prompt, its completion. Owns the command; knows no engine."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from kea.cli import options
+from kea.cli.connecting import Target, create_transport
+from kea.cli.console import write_text
+from kea.client.annotations import Input, Output
+from kea.client.connection import Connection
+from kea.client.function import function
+from kea.errors import InvalidRequest
+from kea.program.output import OutputSettings
+
+
+def complete(
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", show_default=False, help="The text to continue; - reads it from stdin.")
+    ],
+    model: options.Model = None,
+    *,
+    url: options.Url = None,
+    api_key: options.ApiKey = None,
+    max_tokens: options.MaxTokens = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    kv_memory: options.KvMemory = None,
+    max_model_len: options.MaxModelLen = None,
+    num_threads: options.NumThreads = None,
+) -> None:
+    """Continue a text, printing it as it is written.
+
+    Examples:
+
+        kea complete "Once upon a time" --max-tokens 60
+        kea complete - ./Qwen3-0.6B --temperature 0 < prompt.txt
+        kea complete "The kea is" --url http://127.0.0.1:8000
+    """
+    text = _read_prompt(prompt)
+    target = Target(url, api_key, model, device, dtype, num_threads, kv_memory, max_model_len)
+    settings = options.sampling_settings(
+        max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, stop=stop
+    )
+    completion = _completion(settings)
+    with Connection(create_transport(target)) as connection, connection.session("complete"):
+        for piece in completion(text).stream():
+            write_text(piece)
+    write_text("\n")
+
+
+def _read_prompt(prompt: str) -> str:
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if not text:
+        raise InvalidRequest("The prompt is empty; at least one character is needed.", param="PROMPT")
+    return text
+
+
+def _completion(settings: OutputSettings) -> Any:
+    @function(**settings)
+    def complete(prompt: Input, completion: Output) -> None:
+        """{{prompt}}{{completion}}"""
+
+    return complete

@@ -1,0 +1,76 @@
+"""Connections of the commands that run something: to a server, or to an engine in this process with its loading shown.
+
+Knows no programs. The engine's settings come as `EngineConfig`, checked before anything is started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kea.cli.console import LoadingView
+from kea.cli.target import choose_model
+from kea.client.embedded import EmbeddedTransport
+from kea.client.http import HttpTransport
+from kea.engine.config import EngineConfig
+from kea.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from kea.client.transport import Transport
+    from kea.service import Service
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where calls run: at a server (`url`), or else in this process (`model`, None is the embedded one)."""
+
+    url: str | None = None
+    api_key: str | None = None
+    model: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    num_threads: int | None = None
+    kv_memory: int | None = None
+    max_model_len: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.url is not None and self.model is not None:
+            raise InvalidRequest(
+                "A model and --url are both given; the server at that address has its own model.", param="url"
+            )
+
+
+def create_transport(target: Target) -> Transport:
+    """Return the transport to a target; nothing is started yet. Raises what is wrong with the settings."""
+    if target.url is not None:
+        return HttpTransport(target.url, target.api_key)
+    source = choose_model(target.model)
+    config = EngineConfig(
+        model=source.location,
+        dtype=target.dtype,
+        device=target.device,
+        kv_memory_bytes=target.kv_memory,
+        max_model_len=target.max_model_len,
+        num_threads=target.num_threads,
+    )
+    return EmbeddedTransport(lambda: _local_service(config, source.name))
+
+
+@asynccontextmanager
+async def _local_service(config: EngineConfig, name: str) -> AsyncIterator[Service]:
+    """Load a model into this process, showing its progress, and open a service over it."""
+    from kea.cluster import start_engine
+    from kea.models import Tokenizer
+    from kea.service import Service
+
+    with LoadingView(f"Loading {name}") as view:
+        tokenizer = await asyncio.to_thread(Tokenizer.load, config.model)
+        engine = await start_engine(config, "thread", view.show)
+    try:
+        async with Service([engine], tokenizer) as service:
+            yield service
+    finally:
+        await engine.close()

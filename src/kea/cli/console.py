@@ -1,0 +1,82 @@
+"""The terminal: where results and messages go, and the progress of loading a model. Knows no commands.
+
+Results go to standard output, everything else to standard error, so that output can be piped.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.status import Status
+
+from kea.cluster.base import Loading
+from kea.errors import InvalidRequest
+
+WIDTH_ELSEWHERE = 110
+"""Columns where there is no terminal to ask, and COLUMNS does not say."""
+
+
+def _create_console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, soft_wrap=True, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = WIDTH_ELSEWHERE
+    return console
+
+
+out = _create_console(stderr=False)
+err = _create_console(stderr=True)
+
+# What a model writes must not steer the terminal: control characters but tab and line feed, and C1, are dropped.
+_CONTROL = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+
+
+def printable(text: str) -> str:
+    """Return the text without characters that a terminal would obey."""
+    return text.translate(_CONTROL)
+
+
+def write_text(text: str) -> None:
+    """Write a piece of a model's text to standard output as it is: no markup, no wrapping, at once."""
+    out.file.write(printable(text))
+    out.file.flush()
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a file. Raises `InvalidRequest` where that cannot be done."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InvalidRequest(f"{path} cannot be written: {error.strerror or error}.", param="json") from error
+
+
+class LoadingView:
+    """A spinner with what is being loaded; lines where there is no terminal. Lives as long as the loading."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._stage = ""
+        self._status: Status | None = None
+
+    def __enter__(self) -> Self:
+        if err.is_terminal:
+            self._status = err.status(self._title)
+            self._status.start()
+        else:
+            err.print(self._title)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def show(self, loading: Loading) -> None:
+        """Show a stage; usable as the `on_loading` of an engine."""
+        if self._status is not None:
+            share = f" {loading.done_ratio:.0%}" if loading.done_ratio is not None else ""
+            self._status.update(f"{self._title}: {loading.stage}{share}")

@@ -1,0 +1,89 @@
+"""`kea doctor`: what this machine has and what Kea would use of it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from kea import __version__
+from kea.cli.console import out
+
+EXTRAS = {
+    "rag": ("faiss", "retrieval from a vector index"),
+    "cluster": ("ray", "engines on more than one machine"),
+    "otel": ("opentelemetry", "traces to OpenTelemetry"),
+    "bench": ("matplotlib", "plots of benchmarks"),
+}
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report. A problem is what keeps Kea from running here."""
+
+    name: str
+    found: str
+    meaning: str
+    is_problem: bool = False
+
+
+def doctor() -> None:
+    """Tell what this machine has and what Kea would use.
+
+    Exits with 1 if Kea cannot run here.
+    """
+    findings = list(_look())
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 3, 0, 0))
+    for finding in findings:
+        mark = "[bold red]✗[/]" if finding.is_problem else "[green]✓[/]"
+        table.add_row(mark, finding.name, escape(finding.found), f"[dim]{escape(finding.meaning)}[/]")
+    out.print(f"[bold]kea {__version__}[/]")
+    out.print(table, soft_wrap=False)
+    if any(finding.is_problem for finding in findings):
+        raise typer.Exit(1)
+
+
+def _look() -> Iterator[Finding]:
+    is_old = sys.version_info < (3, 11)
+    yield Finding("python", platform.python_version(), "3.11 or newer is needed", is_old)
+    yield from _look_at_torch()
+    yield _look_at_embedded_model()
+    for extra, (module, use) in EXTRAS.items():
+        found = "installed" if importlib.util.find_spec(module) is not None else "not installed"
+        yield Finding(f"extra {extra}", found, use)
+
+
+def _look_at_torch() -> Iterator[Finding]:
+    import torch
+
+    from kea.engine.machine import free_memory_bytes, num_cores
+
+    yield Finding("torch", torch.__version__, "runs the models")
+    yield Finding("transformers", importlib.metadata.version("transformers"), "defines the models")
+    yield Finding("cores", str(num_cores()), "threads of an engine on the CPU (--num-threads)")
+    free = free_memory_bytes("cpu") / GIB
+    yield Finding("free memory", f"{free:.1f} GiB", f"at most {free / 4:.1f} GiB for keys and values", free < 1)
+    if torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(0).total_memory / GIB
+        yield Finding("GPU", f"{torch.cuda.get_device_name(0)}, {total:.0f} GiB", "used unless --device cpu is given")
+    else:
+        yield Finding("GPU", "none", "models run on the CPU")
+
+
+def _look_at_embedded_model() -> Finding:
+    from kea.errors import ModelLoadFailed
+    from kea.models import require_embedded_model
+
+    try:
+        require_embedded_model()
+    except ModelLoadFailed as error:
+        return Finding("embedded model", "missing", error.message, is_problem=True)
+    return Finding("embedded model", "installed", "what kea demo and kea serve without a model use")

@@ -1,0 +1,112 @@
+"""The options that several commands have in common, and how their spellings become an engine's settings.
+
+Owns names, help and parsing. Knows no command's work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, cast
+
+import typer
+
+from kea.bench.load.integers import parse_bytes, parse_integer
+from kea.engine.config import DTYPES
+from kea.program.output import OutputSettings, parse_output
+
+ENGINE, SERVER, SAMPLING = "Engine", "Server", "Sampling"
+
+
+def whole_number(name: str) -> Callable[[str], int]:
+    """Return a parser of 512, 32k or 32K for the option `name`."""
+    return lambda text: parse_integer(str(text), name)
+
+
+def num_bytes(name: str) -> Callable[[str], int]:
+    """Return a parser of 512MiB, 4GiB or 4GB for the option `name`."""
+    return lambda text: parse_bytes(str(text), name)
+
+
+def _engine(text: str, **settings: Any) -> Any:
+    return typer.Option(help=text, rich_help_panel=ENGINE, **settings)
+
+
+def _sampling(text: str, **settings: Any) -> Any:
+    return typer.Option(help=text, rich_help_panel=SAMPLING, show_default=False, **settings)
+
+
+Model = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        show_default=False,
+        help="A model directory, or the id of a Hugging Face model. Left out: the embedded model.",
+    ),
+]
+
+# Where a program runs that has a server at its choice.
+Url = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="Run on the Kea server at this address, not on an engine in this process."),
+]
+ApiKey = Annotated[
+    str | None, typer.Option(envvar="KEA_API_KEY", show_envvar=True, metavar="KEY", help="The key of that server.")
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="MODEL", help="Model of the engine in this process: a directory or a Hugging Face id."
+    ),
+]
+
+# The engine.
+MaxModelLen = Annotated[
+    int | None,
+    _engine(
+        "Longest context in tokens, such as 4096 or 32K; the model's own by default.",
+        parser=whole_number("max-model-len"),
+        metavar="TOKENS",
+    ),
+]
+MaxNumSeqs = Annotated[
+    int, _engine("Most sequences in one step.", parser=whole_number("max-num-seqs"), metavar="COUNT")
+]
+MaxNumBatchedTokens = Annotated[
+    int, _engine("Most tokens in one step.", parser=whole_number("max-num-batched-tokens"), metavar="TOKENS")
+]
+KvMemory = Annotated[
+    int | None,
+    _engine(
+        "Memory for keys and values, such as 4GiB; a quarter of what is free by default.",
+        parser=num_bytes("kv-memory"),
+        metavar="SIZE",
+    ),
+]
+Dtype = Annotated[str, _engine(f"The arithmetic: {', '.join(DTYPES)}.", metavar="NAME")]
+Device = Annotated[str, _engine("auto (a GPU if there is one), cpu, cuda or cuda:N.", metavar="NAME")]
+NumThreads = Annotated[int | None, _engine("Threads of the engine on a CPU; one per core by default.", metavar="COUNT")]
+Revision = Annotated[str | None, _engine("Branch, tag or commit of a Hugging Face model.", metavar="NAME")]
+
+# Sampling. What is left out is the server's default.
+MaxTokens = Annotated[
+    int | None,
+    _sampling(
+        "Most tokens that are written; 512, or what the context has room for, by default.",
+        parser=whole_number("max-tokens"),
+        metavar="TOKENS",
+    ),
+]
+Temperature = Annotated[float | None, _sampling("0 always takes the likeliest token.", metavar="NUMBER")]
+TopP = Annotated[
+    float | None, _sampling("Draw from the likeliest tokens that have this share of probability.", metavar="NUMBER")
+]
+TopK = Annotated[int | None, _sampling("Draw from this many of the likeliest tokens.", metavar="COUNT")]
+Seed = Annotated[int | None, _sampling("The same seed writes the same text.", metavar="NUMBER")]
+Stop = Annotated[list[str] | None, _sampling("Stop in front of this text. Repeatable.", metavar="TEXT")]
+
+
+def sampling_settings(**given: Any) -> OutputSettings:
+    """Return the settings of an output, without those that were not given."""
+    settings = {name: value for name, value in given.items() if value is not None and value != []}
+    parse_output(settings, "output")
+    return cast("OutputSettings", settings)

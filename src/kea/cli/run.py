@@ -1,0 +1,57 @@
+"""`kea run`: an application file, on a server or on an engine in this process. Owns the options only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kea.cli import options
+from kea.cli.application import load_application
+from kea.cli.connecting import Target, create_transport
+from kea.cli.running import run_application
+
+
+def run(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE.py", show_default=False, help="The application: it has main(session, ...).")
+    ],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="ARGUMENT", show_default=False, help="Further arguments of main, as strings."),
+    ] = None,
+    *,
+    url: options.Url = None,
+    api_key: options.ApiKey = None,
+    model: options.ModelOption = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the timeline to this file as JSON.")
+    ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Show what the application prints and the timeline only.")
+    ] = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    kv_memory: options.KvMemory = None,
+    max_model_len: options.MaxModelLen = None,
+    num_threads: options.NumThreads = None,
+) -> None:
+    """Run an application, showing its outputs and its timeline.
+
+    FILE.py has a function main(session, ...), which may be async. Its calls run
+    to their end, whether or not it reads the results: on the server at --url, or
+    else on an engine in this process.
+
+    Examples:
+
+        kea run examples/map_reduce.py
+        kea run examples/chat.py --url http://127.0.0.1:8000 --api-key SECRET
+        kea run summarise.py --model ./Qwen3-0.6B -- report.txt --brief
+    """
+    target = Target(url, api_key, model, device, dtype, num_threads, kv_memory, max_model_len)
+    application = load_application(file)
+    application.check_arguments(arguments or [])
+    transport = create_transport(target)
+    status = run_application(application, arguments or [], transport, shows_outputs=not quiet, json_file=json_file)
+    raise typer.Exit(status)

@@ -1,0 +1,144 @@
+"""`kea serve`: its options, and what they mean to engine, service and server. Runs nothing itself."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kea.bench.load.integers import parse_bytes
+from kea.cli import options
+from kea.cli.application import load_functions
+from kea.cli.serving import ServeOrder, serve_until_stopped
+from kea.cli.target import choose_model
+from kea.engine.config import EngineConfig
+from kea.errors import Unsupported
+from kea.server.config import ApiKey, Limits, ServerConfig
+from kea.service import ServiceConfig
+
+
+def _server(text: str, *names: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=options.SERVER, **settings)
+
+
+def serve(
+    model: options.Model = None,
+    *,
+    host: Annotated[str, _server("Address to listen on.", metavar="ADDRESS")] = "127.0.0.1",
+    port: Annotated[int, _server("Port to listen on; 0 takes a free one.", metavar="PORT")] = 8000,
+    api_key: Annotated[
+        list[str] | None,
+        _server(
+            "A key that clients must send. Repeatable; the variable may hold several, with spaces between.",
+            envvar="KEA_API_KEY",
+            show_envvar=True,
+            show_default=False,
+            metavar="KEY",
+        ),
+    ] = None,
+    insecure: Annotated[bool, _server("Listen without API keys where others can reach it.", "--insecure")] = False,
+    served_model_name: Annotated[
+        list[str] | None,
+        _server("The model's name for clients. Repeatable; the first is reported.", metavar="NAME"),
+    ] = None,
+    no_parrot_routes: Annotated[bool, _server("Leave out the API of ParrotServe's clients.", "--no-parrot-routes")] = (
+        False
+    ),
+    tool_call_parser: Annotated[
+        str, _server("How tool calls are found in outputs; auto asks the chat template.", metavar="NAME")
+    ] = "auto",
+    reasoning_parser: Annotated[
+        str, _server("How reasoning is told from the answer, likewise.", metavar="NAME")
+    ] = "auto",
+    max_body_bytes: Annotated[str, _server("Largest body of a request.", metavar="SIZE")] = "32MiB",
+    max_requests_per_key: Annotated[int, _server("Most requests of one key at once.", metavar="COUNT")] = 4096,
+    max_sessions_per_key: Annotated[int, _server("Most open sessions of one key.", metavar="COUNT")] = 1000,
+    max_pending_calls_per_key: Annotated[
+        int, _server("Most calls of one key that have not ended.", metavar="COUNT")
+    ] = 100_000,
+    session_idle_s: Annotated[
+        float, _server("Close a session that was not used for this long.", metavar="SECONDS")
+    ] = 3600.0,
+    functions: Annotated[
+        Path | None,
+        _server("A Python file: programs may call the functions that it defines.", metavar="FILE.py"),
+    ] = None,
+    shutdown_grace_s: Annotated[float, _server("How long requests may go on after Ctrl-C.", metavar="SECONDS")] = 30.0,
+    json_ready: Annotated[
+        bool, _server("When ready, print one line of JSON: host, port, url, model, pid.", "--json-ready")
+    ] = False,
+    max_model_len: options.MaxModelLen = None,
+    max_num_seqs: options.MaxNumSeqs = 256,
+    max_num_batched_tokens: options.MaxNumBatchedTokens = 2048,
+    kv_memory: options.KvMemory = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    num_threads: options.NumThreads = None,
+    revision: options.Revision = None,
+    enable_lora: Annotated[bool, typer.Option("--enable-lora", hidden=True)] = False,
+    tensor_parallel_size: Annotated[int, typer.Option(hidden=True)] = 1,
+) -> None:
+    """Serve a model: OpenAI's API, and Kea's own for whole programs.
+
+    Only this machine reaches it, unless --host says otherwise; that needs an
+    API key.
+
+    Examples:
+
+        kea serve
+        kea serve ./Qwen3-0.6B --max-model-len 8K --kv-memory 4GiB
+        kea serve Qwen/Qwen3-0.6B --host 0.0.0.0 --api-key SECRET
+        kea serve --port 0 --json-ready
+    """
+    _check_refused(enable_lora=enable_lora, tensor_parallel_size=tensor_parallel_size)
+    source = choose_model(model)
+    config = EngineConfig(
+        model=source.location,
+        dtype=dtype,
+        device=device,
+        kv_memory_bytes=kv_memory,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        num_threads=num_threads,
+        revision=revision,
+    )
+    server = ServerConfig(
+        host=host,
+        port=port,
+        api_keys=tuple(ApiKey.from_secret(key) for key in api_key or ()),
+        insecure=insecure,
+        model_names=tuple(served_model_name or (source.name,)),
+        limits=Limits(
+            max_body_bytes=parse_bytes(max_body_bytes, "max-body-bytes"), max_requests_per_key=max_requests_per_key
+        ),
+        parrot_routes=not no_parrot_routes,
+        tool_parser=tool_call_parser,
+        reasoning_parser=reasoning_parser,
+        shutdown_grace_s=shutdown_grace_s,
+    )
+    service = ServiceConfig(
+        max_sessions_per_tenant=max_sessions_per_key,
+        max_pending_calls_per_session=max_pending_calls_per_key,
+        max_pending_calls_per_tenant=max_pending_calls_per_key,
+        idle_s=session_idle_s,
+    )
+    order = ServeOrder(config, service, server, load_functions(functions) if functions else {}, json_ready)
+    asyncio.run(serve_until_stopped(order))
+
+
+def _check_refused(*, enable_lora: bool, tensor_parallel_size: int) -> None:
+    if enable_lora:
+        raise Unsupported(
+            "--enable-lora: Kea does not serve LoRA adapters.",
+            hint="Merge the adapter into its model and serve that.",
+            param="enable-lora",
+        )
+    if tensor_parallel_size != 1:
+        raise Unsupported(
+            f"--tensor-parallel-size is {tensor_parallel_size}: Kea runs a model on one device.",
+            hint="Leave it at 1.",
+            param="tensor-parallel-size",
+        )

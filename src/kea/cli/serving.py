@@ -1,0 +1,81 @@
+"""A server's run: the engine loaded, the service over it, the notice when it is ready, their end. Knows no options."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+from kea import __version__
+from kea.cli.console import LoadingView, err, out
+from kea.engine.config import EngineConfig
+from kea.server.config import ServerConfig
+from kea.service import NativeFunction, ServiceConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from kea.engine.base import EngineInfo
+    from kea.server.run import Ready
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOrder:
+    """What is to be served, and how its readiness is told: lines for people, or a line of JSON for a program."""
+
+    engine: EngineConfig
+    service: ServiceConfig
+    server: ServerConfig
+    functions: Mapping[str, NativeFunction] = field(default_factory=dict)
+    is_json: bool = False
+
+
+async def serve_until_stopped(order: ServeOrder) -> None:
+    """Load, serve until a signal asks for the end, end the engine. Raises what prevents it from starting."""
+    from kea.cluster import start_engine
+    from kea.models import Tokenizer
+    from kea.server.app import create_app
+    from kea.server.run import serve
+    from kea.service import Service
+
+    with LoadingView(f"Loading {order.server.model_names[0]}") as view:
+        engine = await start_engine(order.engine, "process", view.show)
+    try:
+        tokenizer = Tokenizer.load(order.engine.model, revision=order.engine.revision)
+        async with Service([engine], tokenizer, config=order.service, functions=order.functions) as service:
+            app = create_app(order.server, engine, tokenizer, service, service.next_order)
+            await serve(app, lambda ready: _tell_ready(ready, engine.info, order))
+    finally:
+        await engine.close()
+
+
+def _tell_ready(ready: Ready, info: EngineInfo, order: ServeOrder) -> None:
+    if order.is_json:
+        print(json.dumps({**asdict(ready), "pid": os.getpid()}), flush=True)
+    _write_notice(err if order.is_json else out, ready, info, order.server)
+
+
+def _write_notice(console: Console, ready: Ready, info: EngineInfo, config: ServerConfig) -> None:
+    num_tokens = info.num_pages * info.page_tokens
+    console.print(f"[bold]kea {__version__}[/] serves [bold]{ready.model}[/] at [bold cyan]{ready.url}[/]")
+    rows = (
+        ("model", f"{info.dtype} on {info.device}, attention by {info.backend}, context {info.max_model_len:,} tokens"),
+        ("memory", f"keys and values of {num_tokens:,} tokens; up to {info.max_num_seqs:,} sequences in a step"),
+        ("keys", _keys(config)),
+        ("OpenAI", f"base_url={ready.url}/v1 (chat completions, completions, responses)"),
+        ("programs", f"kea run FILE.py --url {ready.url}"),
+    )
+    for name, text in rows:
+        console.print(f"  [dim]{name:10}[/]{text}")
+    console.print("[dim]Ctrl-C ends it.[/]")
+
+
+def _keys(config: ServerConfig) -> str:
+    num_keys = len(config.api_keys)
+    if num_keys:
+        return f"{num_keys} API key{'s' * (num_keys > 1)}; requests without one are refused"
+    if config.insecure:
+        return "none, and others may reach it: --insecure was given"
+    return "none: only this machine reaches it"

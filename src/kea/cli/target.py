@@ -1,0 +1,23 @@
+"""Which model a command runs: the one that was named, or the embedded one. Knows no engine and no server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a model is loaded from, and the name under which it is shown."""
+
+    location: str
+    name: str
+
+
+def choose_model(model: str | None) -> ModelSource:
+    """Return where to load from. Raises `ModelLoadFailed` where the embedded model is asked for and not installed."""
+    from kea.models import EMBEDDED_NAME, require_embedded_model
+    from kea.models.describing import model_name
+
+    if model is None:
+        return ModelSource(str(require_embedded_model()), EMBEDDED_NAME)
+    return ModelSource(model, model_name(model))
