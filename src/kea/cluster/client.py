@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from kea.cluster.base import Channel, Died, Loading, Message, Ready
@@ -41,6 +42,7 @@ from kea.types import Chunk, GenerateOptions
 logger = logging.getLogger(__name__)
 
 MAX_RESTARTS = 5
+RESTART_WINDOW_S = 600.0
 OnLoading = Callable[[Loading], None]
 
 
@@ -62,6 +64,7 @@ class EngineClient:
         self._info: EngineInfo | None = None
         self.epoch = 0
         self.num_restarts = 0
+        self._deaths_s: deque[float] = deque(maxlen=MAX_RESTARTS + 1)
 
     @classmethod
     async def start(cls, channel: Channel, on_loading: OnLoading | None = None) -> EngineClient:
@@ -216,11 +219,18 @@ class EngineClient:
         logger.error("the engine died: %s", error)
         self._fail_all(EngineDied(str(error), hint="Send the request again."))
         self.epoch += 1
-        self.num_restarts += 1
-        if self.num_restarts > MAX_RESTARTS:
-            self._failure = EngineDied(f"The engine died {self.num_restarts} times and is given up. Last: {error}")
+        if self._dies_too_often():
+            self._failure = EngineDied(
+                f"The engine died {MAX_RESTARTS + 1} times within {RESTART_WINDOW_S:.0f} s and is given up. Last: {error}"
+            )
             return
+        self.num_restarts += 1
         self._loop.run_in_executor(None, self._reopen)
+
+    def _dies_too_often(self) -> bool:
+        self._deaths_s.append(self._loop.time())
+        is_full = len(self._deaths_s) == self._deaths_s.maxlen
+        return is_full and self._deaths_s[-1] - self._deaths_s[0] < RESTART_WINDOW_S
 
     def _reopen(self) -> None:
         self._channel.close()
