@@ -1,4 +1,4 @@
-"""Many mixed requests at once through the official client: all answered, equal to themselves alone, nothing left behind."""
+"""Many mixed requests at once through the official client: all answered, each as if alone, nothing left behind."""
 
 from __future__ import annotations
 

@@ -221,7 +221,7 @@ class EngineClient:
         self.epoch += 1
         if self._dies_too_often():
             self._failure = EngineDied(
-                f"The engine died {MAX_RESTARTS + 1} times within {RESTART_WINDOW_S:.0f} s and is given up. Last: {error}"
+                f"The engine died {MAX_RESTARTS + 1} times within {RESTART_WINDOW_S:.0f} s and is given up: {error}"
             )
             return
         self.num_restarts += 1
