@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -197,3 +198,8 @@ async def test_the_ready_notice_is_machine_readable() -> None:
     assert caught.value.param == "port"
     server.stop()
     await running
+
+
+async def test_answers_are_not_held_back_by_nagles_algorithm() -> None:
+    with open_socket(ServerConfig(port=0)) as listener:
+        assert listener.proto == socket.IPPROTO_TCP, "asyncio sets TCP_NODELAY only on sockets that name it"

@@ -33,6 +33,7 @@ ERROR_SCHEMA = {
     },
 }
 SECURITY = {Access.OPEN: [], Access.KEY: [{"key": []}, {}], Access.SESSION: [{}]}
+NO_NAME = re.compile(r"[^a-z0-9]+", re.IGNORECASE)
 PARAMETER = re.compile(r"{(\w+)(?::\w+)?}")
 
 
@@ -70,7 +71,7 @@ def _schemas(endpoints: Iterable[Endpoint]) -> tuple[Mapping[Any, str], dict[str
 def _operation(endpoint: Endpoint, names: Mapping[Any, str]) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "summary": endpoint.summary,
-        "operationId": endpoint.handler.__name__,
+        "operationId": NO_NAME.sub("_", f"{endpoint.method.lower()}{endpoint.path}").strip("_"),
         "parameters": [*_path_parameters(endpoint.path), *map(_query_parameter, endpoint.query)],
         "responses": {str(endpoint.status): _success(endpoint, names), **_failures()},
         "security": SECURITY[endpoint.access],
