@@ -152,7 +152,8 @@ PYTHONPATH="$here/src/vendor/llama.cpp/gguf-py" exec "$here/bin/python" "$here/s
 SH
     chmod +x "$env/convert"
     write_serve <<'SH'
-exec "$here/bin/python" -m llama_cpp.server --model "$model" "$@"
+# One request at a time; without this flag a newer request would cut off the one being answered.
+exec "$here/bin/python" -m llama_cpp.server --model "$model" --interrupt_requests false "$@"
 SH
 }
 check_llamacpp() { "$env/bin/python" -c 'import llama_cpp; print("llama-cpp-python", llama_cpp.__version__)'; }

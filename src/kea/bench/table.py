@@ -126,6 +126,9 @@ def _remarks_on_answers(served: Served) -> list[Text]:
         text = f"{name}: {counts.short_answers} answers were shorter than asked: does it know ignore_eos?"
         lines.append(Text(text, style="yellow"))
     if counts.uncounted:
-        text = f"{name}: {counts.uncounted} answers came without usage: their tokens are the chunks seen."
+        text = (
+            f"{name}: {counts.uncounted} answers came without usage: their tokens are the chunks seen, their prompts"
+            " uncounted."
+        )
         lines.append(Text(text, style="yellow"))
     return lines

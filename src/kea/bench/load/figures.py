@@ -25,7 +25,7 @@ class Counts:
     failed: int
     interrupted: int
     unsent: int
-    input_tokens: int
+    input_tokens: int | None
     output_tokens: int
     cached_tokens: int | None
     short_answers: int
@@ -53,13 +53,14 @@ def count(rounds: Sequence[RoundResult]) -> Counts:
     results = [result for one in rounds for result in one.results]
     good = list(answered(results))
     num_interrupted = sum(r.failure is not None and r.failure.kind == "interrupted" for r in results)
+    prompts = [r.prompt_tokens for r in good if r.prompt_tokens is not None]
     cached = [r.cached_tokens for r in good if r.cached_tokens is not None]
     return Counts(
         answered=len(good),
         failed=len(results) - len(good) - num_interrupted,
         interrupted=num_interrupted,
         unsent=sum(one.num_unsent for one in rounds),
-        input_tokens=sum(r.prompt_tokens or 0 for r in good),
+        input_tokens=sum(prompts) if prompts else None,
         output_tokens=sum(r.output_tokens for r in good),
         cached_tokens=sum(cached) if cached else None,
         short_answers=sum(r.output_tokens < r.wanted_output_tokens for r in good),
