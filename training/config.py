@@ -37,9 +37,10 @@ class OptimConfig:
 class Mixture:
     """What the rows of a batch hold: the share of language rows, and how hard each token counts."""
 
-    language_share: float = 0.2
+    language_share: float = 0.12
     story_share: float = 0.25
     chat_share: float = 0.5
+    streaming_share: float = 0.18
     answer_weight: float = 4.0
     context_weight: float = 0.1
 
@@ -51,7 +52,7 @@ class Recipe:
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     mixture: Mixture = field(default_factory=Mixture)
-    tokens_per_step: int = 8192
+    tokens_per_step: int = 4096
     seed: int = 7
     sink_token: bool = False
 

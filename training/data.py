@@ -152,7 +152,7 @@ class RowMaker:
         return ids, weights
 
     def _spans(self) -> Iterator[Span]:
-        if self._rng.random() < 0.12:
+        if self._rng.random() < self._mixture.streaming_share:
             return streaming_spans(self._world, self._mixture)
         if self._rng.random() < self._mixture.chat_share:
             turns = 1 + (self._rng.random() < 0.2)
@@ -187,7 +187,7 @@ def chat_spans(tasks: list[Task], mixture: Mixture, rng: Random) -> Iterator[Spa
 def streaming_spans(world: World, mixture: Mixture) -> Iterator[Span]:
     """Yield StreamEval as it runs: lines without end, and now and then a question about an earlier line."""
     lines = stream_lines(world, world.at_most(45, 4))
-    every = world.rng.choice((1, 2, 4, 10))
+    every = world.rng.choice((1, 1, 2, 4, 10))
     for i, (line, value) in enumerate(lines):
         yield Span(f"{stream_line(line, value)}\n", mixture.context_weight)
         if i % every == every - 1:

@@ -2,7 +2,8 @@
 
     python -m training.evaluate --model src/kea/models/embedded --data DIR --out training/log/evaluation.json
 
-Engines come in through one small function of type `Complete`; knows nothing of how a model was trained.
+Tasks go through transformers, or with `--server URL` through an OpenAI-compatible server such as `kea serve`, which
+must serve the same model directory. Knows nothing of how a model was trained.
 """
 
 from __future__ import annotations
@@ -10,91 +11,24 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from tokenizers import Tokenizer
 
 from training import language
 from training.config import HELD_OUT_BOOKS
-from training.corpus import book_paths, load_corpus, read_book
-from training.scoring import Accuracy, Complete, held_out_world, score_all
-from training.tokenizer import BOS, END, EOS, PAD, SINK, encode, load_tokenizer, token_id
+from training.corpus import Corpus, book_paths, load_corpus, read_book
+from training.engines import ServerEngine, Subject, TransformersEngine, load_subject
+from training.scoring import Accuracy, Engine, held_out_world, score_all
 
-MAX_NEW_TOKENS = 160
-BATCH_SIZE = 32
 TRAINED_LEN = 1024
 CACHE_TOKENS = 256
 SEED = 20_000
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """The model that is evaluated, its tokenizer, and the tokens that begin every one of its rows."""
-
-    model: Any
-    tokenizer: Tokenizer
-    start: tuple[str, ...]
-
-    @property
-    def start_ids(self) -> list[int]:
-        """The ids of the tokens that begin a row."""
-        return [token_id(self.tokenizer, token) for token in self.start]
-
-
-def load_subject(folder: Path, sink_token: bool) -> Subject:
-    """Load a model directory in fp32, with attention that can return its weights."""
-    import transformers
-
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
-    )
-    return Subject(model.eval(), load_tokenizer(folder), (SINK, BOS) if sink_token else (BOS,))
-
-
-def create_complete(subject: Subject) -> Complete:
-    """Return greedy completion through transformers, in batches padded on the left."""
-
-    def complete(texts: Sequence[str]) -> list[str]:
-        rows = [[*subject.start_ids, *encode(subject.tokenizer, text)] for text in texts]
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        answers = [""] * len(rows)
-        for at in range(0, len(order), BATCH_SIZE):
-            chosen = order[at : at + BATCH_SIZE]
-            for i, answer in zip(chosen, complete_batch(subject, [rows[i] for i in chosen]), strict=True):
-                answers[i] = answer
-        return answers
-
-    return complete
-
-
-@torch.no_grad()
-def complete_batch(subject: Subject, rows: list[list[int]]) -> list[str]:
-    """Return the greedy continuation of every row of ids, without its stop token."""
-    longest = max(len(row) for row in rows)
-    pad_id = token_id(subject.tokenizer, PAD)
-    ids = torch.tensor([[pad_id] * (longest - len(row)) + row for row in rows])
-    stops = [token_id(subject.tokenizer, EOS), token_id(subject.tokenizer, END)]
-    output = subject.model.generate(
-        input_ids=ids,
-        attention_mask=(ids != pad_id).long(),
-        do_sample=False,
-        max_new_tokens=MAX_NEW_TOKENS,
-        eos_token_id=stops,
-        pad_token_id=pad_id,
-    )
-    return [subject.tokenizer.decode(row[longest:].tolist(), skip_special_tokens=True) for row in output]
-
-
-def evaluate_tasks(subject: Subject, data: Path, cache: Path, count: int) -> dict[str, dict[str, float]]:
+def evaluate_tasks(engine: Engine, corpus: Corpus, count: int) -> dict[str, dict[str, float]]:
     """Return the accuracy of every suite over `count` samples."""
-    corpus = load_corpus(data, subject.tokenizer, cache, held_out=True)
     world = held_out_world(corpus.sentences, corpus.stories, SEED)
     figures: dict[str, dict[str, float]] = {}
-    for name, accuracy in score_all(world, count, create_complete(subject)):
+    for name, accuracy in score_all(world, count, engine):
         figures[name] = accuracy_figures(accuracy)
         print(f"{name:18}{accuracy.correct:5} of {accuracy.total}", flush=True)
     return figures
@@ -112,9 +46,8 @@ def accuracy_figures(accuracy: Accuracy) -> dict[str, float]:
     }
 
 
-def evaluate_language(subject: Subject, data: Path, cache: Path, num_rows: int) -> dict[str, object]:
+def evaluate_language(subject: Subject, corpus: Corpus, data: Path, num_rows: int) -> dict[str, object]:
     """Return the figures of the language model on the held-out books."""
-    corpus = load_corpus(data, subject.tokenizer, cache, held_out=True)
     text = "".join(read_book(path) for path in book_paths(data, held_out=True)).encode()
     rows = language.text_rows(corpus.books, subject.start_ids, TRAINED_LEN, num_rows)
     losses = language.token_losses(subject.model, rows)
@@ -141,6 +74,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=Path(".train/cache"), help="folder for tokenised books")
     parser.add_argument("--samples", type=int, default=200, help="samples per task")
     parser.add_argument("--rows", type=int, default=256, help="rows of held-out text")
+    parser.add_argument("--server", help="base URL of an OpenAI-compatible server that the tasks go through")
     parser.add_argument("--sink-token", action="store_true", help="the model was trained with a sink token")
     return parser.parse_args()
 
@@ -149,12 +83,14 @@ def main() -> None:
     """Evaluate as the command line says."""
     arguments = parse_arguments()
     subject = load_subject(arguments.model, arguments.sink_token)
+    corpus = load_corpus(arguments.data, subject.tokenizer, arguments.cache, held_out=True)
+    engine = ServerEngine(arguments.server) if arguments.server else TransformersEngine(subject)
     report = {
-        "engine": "transformers",
+        "engine": type(engine).__name__,
         "machine": platform.machine(),
         "seed": SEED,
-        "language": evaluate_language(subject, arguments.data, arguments.cache, arguments.rows),
-        "tasks": evaluate_tasks(subject, arguments.data, arguments.cache, arguments.samples),
+        "language": evaluate_language(subject, corpus, arguments.data, arguments.rows),
+        "tasks": evaluate_tasks(engine, corpus, arguments.samples),
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

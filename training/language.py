@@ -1,6 +1,6 @@
 """Figures of the language model itself on held-out books: bits per byte, perplexity by position, sinks, windows.
 
-Needs a causal model of transformers that returns attention weights; knows no task.
+Needs a causal model of transformers; knows no task.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ def perplexity_by_position(losses: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def first_token_attention(model: Model, rows: Tensor) -> list[float]:
-    """Return for every layer the share of attention that the second half of each row pays to its first token.
-
-    The model must have been loaded with attention that returns its weights ("eager").
-    """
+    """Return for every layer the share of attention that the second half of each row pays to its first token."""
+    usual = model.config._attn_implementation
+    model.set_attn_implementation("eager")  # the only form that returns its weights
     shares: list[Tensor] = []
     for chunk in torch.split(rows, 2):
         weights = model(chunk, output_attentions=True).attentions
         shares.append(torch.stack([layer[:, :, rows.shape[1] // 2 :, 0].mean() for layer in weights]))
+    model.set_attn_implementation(usual)
     return [float(share) for share in torch.stack(shares).mean(0)]
 
 

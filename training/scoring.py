@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
+from typing import Protocol
 
 from training import prompts
 from training.names import Namer
 from training.tasks import TASKS, Task, World, note, qa_over, sighting_passage, sightings, stream_at
 from training.tokenizer import ASSISTANT, END, USER
 
-Complete = Callable[[Sequence[str]], list[str]]
-"""Greedy continuations of prompts, each up to a stop token; prompts may hold special tokens, without <|bos|>."""
+
+class Engine(Protocol):
+    """What answers. Prompts may hold special tokens, but not the ones that begin a text."""
+
+    def complete(self, prompts: Sequence[str], limit: int) -> list[str]:
+        """Return greedy continuations up to a stop token, or to about `limit` characters, never fewer."""
+        ...
+
+    def answers_exactly(self, prompts: Sequence[str], wanted: Sequence[str]) -> list[bool]:
+        """Tell for each prompt whether its greedy continuation is exactly what is wanted, then a stop token."""
+        ...
+
 
 NUM_HOPS = 4  # passages of a chain and of a map-reduce
 Z_95 = 1.959964
@@ -38,7 +49,7 @@ class Accuracy:
         n, p = self.total, self.share
         middle = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return middle - half, middle + half
+        return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def suites() -> dict[str, Callable[[World], Task]]:
@@ -61,23 +72,26 @@ def as_chat(prompt: str) -> str:
     return f"{USER}{prompt}{END}{ASSISTANT}"
 
 
-def answer_tasks(tasks: Sequence[Task], complete: Complete) -> list[str]:
-    """Return the answers to tasks: by turns as a chat, and as plain text with the space in the prompt."""
-    texts = [as_chat(task.prompt) if i % 2 else f"{task.prompt} " for i, task in enumerate(tasks)]
-    return complete(texts)
+def in_both_forms(tasks: Sequence[Task]) -> list[str]:
+    """Return the texts of prompts: by turns plain, with the space before the answer, and as a chat."""
+    return [as_chat(task.prompt) if i % 2 else f"{task.prompt} " for i, task in enumerate(tasks)]
 
 
-def score_suite(generate: Callable[[World], Task], world: World, count: int, complete: Complete) -> Accuracy:
+def longest(texts: Iterable[str]) -> int:
+    """Return the number of characters of the longest text: a longer answer is wrong anyhow."""
+    return max(map(len, texts))
+
+
+def score_suite(generate: Callable[[World], Task], world: World, count: int, engine: Engine) -> Accuracy:
     """Return the exact-match accuracy over `count` samples."""
     tasks = [generate(world) for _ in range(count)]
-    answers = answer_tasks(tasks, complete)
-    return Accuracy(sum(answer == task.answer for answer, task in zip(answers, tasks, strict=True)), count)
+    return Accuracy(sum(engine.answers_exactly(in_both_forms(tasks), [task.answer for task in tasks])), count)
 
 
-def score_valid_json(world: World, count: int, complete: Complete) -> Accuracy:
+def score_valid_json(world: World, count: int, engine: Engine) -> Accuracy:
     """Return how many extractions are JSON with the keys and types asked for, right or wrong."""
     tasks = [TASKS["extract"][0](world) for _ in range(count)]
-    answers = answer_tasks(tasks, complete)
+    answers = engine.complete(in_both_forms(tasks), longest(task.answer for task in tasks))
     return Accuracy(sum(same_shape(answer, task.answer) for answer, task in zip(answers, tasks, strict=True)), count)
 
 
@@ -106,22 +120,26 @@ def draw_journey(world: World) -> Journey:
     return Journey(passages, " ".join(note(*pair) for pair in pairs))
 
 
-def score_chain(world: World, count: int, complete: Complete) -> Accuracy:
+def score_chain(world: World, count: int, engine: Engine) -> Accuracy:
     """Return how often notes refined passage by passage, from the model's own notes, end up exact."""
     journeys = [draw_journey(world) for _ in range(count)]
-    notes = complete([f"{prompts.notes_prompt(journey.passages[0])} " for journey in journeys])
+    limit = longest(journey.notes for journey in journeys)
+    notes = engine.complete([f"{prompts.notes_prompt(journey.passages[0])} " for journey in journeys], limit)
     for hop in range(1, NUM_HOPS):
         steps = zip(notes, journeys, strict=True)
-        notes = complete([f"{prompts.refine_notes_prompt(own, journey.passages[hop])} " for own, journey in steps])
+        texts = [f"{prompts.refine_notes_prompt(own, journey.passages[hop])} " for own, journey in steps]
+        notes = engine.complete(texts, limit)
     return count_right(notes, journeys)
 
 
-def score_map_reduce(world: World, count: int, complete: Complete) -> Accuracy:
+def score_map_reduce(world: World, count: int, engine: Engine) -> Accuracy:
     """Return how often notes made of each passage alone, then merged, are exact."""
     journeys = [draw_journey(world) for _ in range(count)]
-    mapped = complete([f"{prompts.notes_prompt(passage)} " for journey in journeys for passage in journey.passages])
+    limit = longest(journey.notes for journey in journeys)
+    passages = [passage for journey in journeys for passage in journey.passages]
+    mapped = engine.complete([f"{prompts.notes_prompt(passage)} " for passage in passages], limit)
     groups = [mapped[i : i + NUM_HOPS] for i in range(0, len(mapped), NUM_HOPS)]
-    return count_right(complete([f"{prompts.merge_notes_prompt(group)} " for group in groups]), journeys)
+    return count_right(engine.complete([f"{prompts.merge_notes_prompt(group)} " for group in groups], limit), journeys)
 
 
 def count_right(notes: Sequence[str], journeys: Sequence[Journey]) -> Accuracy:
@@ -130,10 +148,10 @@ def count_right(notes: Sequence[str], journeys: Sequence[Journey]) -> Accuracy:
     return Accuracy(right, len(journeys))
 
 
-def score_all(world: World, count: int, complete: Complete) -> Iterator[tuple[str, Accuracy]]:
+def score_all(world: World, count: int, engine: Engine) -> Iterator[tuple[str, Accuracy]]:
     """Yield the accuracy of every suite, as soon as it is known."""
     for name, generate in suites().items():
-        yield name, score_suite(generate, world, count, complete)
-    yield "extract_valid", score_valid_json(world, count, complete)
-    yield "chain", score_chain(world, count, complete)
-    yield "map_reduce", score_map_reduce(world, count, complete)
+        yield name, score_suite(generate, world, count, engine)
+    yield "extract_valid", score_valid_json(world, count, engine)
+    yield "chain", score_chain(world, count, engine)
+    yield "map_reduce", score_map_reduce(world, count, engine)

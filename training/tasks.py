@@ -106,10 +106,13 @@ def qa(world: World) -> Task:
     return qa_over(world, count, num_follow_ups=world.rng.randint(0, min(count, 4)))
 
 
+# Streams begin at a line below one of these: mostly at the start, at times deep in a long stream.
+LAST_FIRST_LINES = (1, 1, 1, 50, 50, 500, 5000, 120000)
+
+
 def stream_lines(world: World, count: int) -> list[tuple[int, int]]:
     """Return consecutive line numbers with random values."""
-    most = world.rng.choice((1, 50, 500, 5000, 120000))
-    first = world.rng.randint(1, most)
+    first = world.rng.randint(1, world.rng.choice(LAST_FIRST_LINES))
     digits = world.rng.choice((2, 3, 4, 5))
     return [(first + i, world.rng.randint(1, 10**digits - 1)) for i in range(count)]
 
@@ -253,16 +256,16 @@ def story(world: World) -> Task:
 
 TASKS: dict[str, tuple[Callable[[World], Task], float]] = {
     "qa": (qa, 5.0),
-    "stream": (stream, 3.0),
+    "stream": (stream, 1.0),
     "summarise": (summarise, 0.8),
     "refine_summary": (refine_summary, 0.6),
     "merge_summaries": (merge_summaries, 0.6),
-    "notes": (notes, 1.2),
-    "refine_notes": (refine_notes, 1.0),
-    "merge_notes": (merge_notes, 1.0),
+    "notes": (notes, 2.0),
+    "refine_notes": (refine_notes, 1.8),
+    "merge_notes": (merge_notes, 1.5),
     "extract": (extract, 2.0),
-    "choice": (choice, 1.2),
-    "story": (story, 0.5),
+    "choice": (choice, 0.6),
+    "story": (story, 0.3),
 }
 
 

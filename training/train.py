@@ -62,6 +62,7 @@ class Run:
         self._recipe, self._segment, self._rows = recipe, segment, rows
         self._num_rows = recipe.tokens_per_step // segment.length
         self._progress = load_progress(segment.out)
+        forget_lost_steps(segment.out, self._progress)
         torch.manual_seed(recipe.seed)
         self.model = Llama(replace(recipe.model, vocab_size=tokenizer.get_vocab_size()))
         self._load_weights()
@@ -159,6 +160,14 @@ def load_progress(out: Path) -> Progress:
     return Progress(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else Progress()
 
 
+def forget_lost_steps(out: Path, progress: Progress) -> None:
+    """Remove the log's entries of steps whose weights were never saved."""
+    path = out / "log.jsonl"
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= progress.step), encoding="utf-8")
+
+
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -169,6 +178,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--cooldown", type=float, default=0.0, help="minutes of linear decay at the end")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--tokens-per-step", type=int, default=Recipe().tokens_per_step)
+    share = Recipe().mixture.streaming_share
+    parser.add_argument("--streaming-share", type=float, default=share, help="share of samples that are StreamEval")
     parser.add_argument("--sink-token", action="store_true", help="begin every row with a learnable sink token")
     parser.add_argument("--eager", action="store_true", help="do not compile (no C++ compiler is needed then)")
     return parser.parse_args()
@@ -177,7 +188,10 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Run one segment as the command line says."""
     arguments = parse_arguments()
-    recipe = replace(Recipe(), tokens_per_step=arguments.tokens_per_step, sink_token=arguments.sink_token)
+    mixture = replace(Recipe().mixture, streaming_share=arguments.streaming_share)
+    recipe = replace(
+        Recipe(), mixture=mixture, tokens_per_step=arguments.tokens_per_step, sink_token=arguments.sink_token
+    )
     segment = Segment(
         arguments.out, arguments.length, arguments.minutes, arguments.cooldown, arguments.device, not arguments.eager
     )
