@@ -22,20 +22,27 @@ from tests.fakes.tokenizer import FakeTokenizer
 
 
 class ChatTokenizer(FakeTokenizer):
-    """The fake tokenizer with the methods that the server needs beside; `style` is how its template writes tool
-    calls.
+    """The fake tokenizer with the methods that the server needs beside.
+
+    `style` is how its template writes tool calls; `hidden` are texts of special tokens.
     """
 
-    def __init__(self, pieces: Sequence[str] = (), *, chat: bool = True, style: str = "hermes") -> None:
+    def __init__(
+        self, pieces: Sequence[str] = (), *, chat: bool = True, style: str = "hermes", hidden: Sequence[str] = ()
+    ) -> None:
         super().__init__(pieces, chat=chat)
         self.style = style
+        self.hidden = hidden
 
     @property
     def supports_tools(self) -> bool:
         return self.has_chat_template and self.style != "none"
 
-    def decode(self, token_ids: Sequence[int], *, skip_special: bool = True) -> str:
-        return super().decode(token_ids)
+    def decode(self, token_ids: Sequence[int], *, skip_special: bool | None = None) -> str:
+        text = super().decode(token_ids)
+        for mark in self.hidden if skip_special else ():
+            text = text.replace(mark, "")
+        return text
 
     def token_bytes(self, token_id: int) -> bytes:
         return self.decode([token_id]).encode(errors="replace")

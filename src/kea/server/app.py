@@ -7,6 +7,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import cache, partial
 from importlib.metadata import version
 from weakref import WeakValueDictionary
@@ -84,15 +85,21 @@ def create_app(
 
 def _serve_model(config: ServerConfig, engine: Engine, tokenizer: Tokenizer) -> ServedModel:
     facts = probe_template(tokenizer.render_chat) if tokenizer.has_chat_template else TemplateFacts()
+    output_format = choose_format(config.tool_parser, config.reasoning_parser, facts.written)
+    marks = output_format.marks(with_tools=True)
     return ServedModel(
         names=config.model_names or (engine.info.model,),
         engine=engine,
         tokenizer=tokenizer,
         created_s=int(time.time()),
-        output_format=choose_format(config.tool_parser, config.reasoning_parser, facts.written),
+        output_format=replace(output_format, hidden=frozenset(mark for mark in marks if _is_hidden(tokenizer, mark))),
         reads=facts.reads,
         max_prompt_tokens=config.limits.max_prompt_tokens,
     )
+
+
+def _is_hidden(tokenizer: Tokenizer, mark: str) -> bool:
+    return mark not in tokenizer.decode(tokenizer.encode(mark, special=False), skip_special=True)
 
 
 def _routes(endpoints: Iterable[Endpoint]) -> list[Route]:

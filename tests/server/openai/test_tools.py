@@ -130,7 +130,8 @@ async def test_a_named_tool_is_forced_and_its_output_is_the_arguments() -> None:
 
 async def test_special_tokens_are_shown_to_parsers_that_read_them() -> None:
     config = ServerConfig(port=0, tool_parser="mistral")
-    async with serving(FakeEngine(scripted('[TOOL_CALLS]clock{"a": 1}')), config) as running:
+    engine, tokenizer = FakeEngine(scripted('[TOOL_CALLS]clock{"a": 1}')), ChatTokenizer(hidden=["[TOOL_CALLS]"])
+    async with serving(engine, config, tokenizer=tokenizer) as running:
         reply = await running.openai.chat.completions.create(model="fake", messages=ASK, tools=TOOLS)
         calls = reply.choices[0].message.tool_calls or []
         assert [call.function.name for call in calls if call.type == "function"] == ["clock"]

@@ -37,8 +37,6 @@ from kea.server.wire.chat_reply import (
 from kea.server.wire.chat_reply import FinishReason as WireFinishReason
 from kea.types import Chunk, Finish, FinishReason, TokenLogprob
 
-FIELD_NAMES = ("messages", "max_completion_tokens")
-
 
 async def create_chat_completion(call: Call) -> ASGIApp:
     """Answer a conversation, whole or as a stream."""
@@ -48,11 +46,16 @@ async def create_chat_completion(call: Call) -> ASGIApp:
     tools = [tool.function for tool in body.tools or ()]
     plan = plan_tools(model, tools, body.tool_choice, is_parallel=body.parallel_tool_calls is not False)
     options = {"add_generation_prompt": body.add_generation_prompt is not False, **template_options(body, model)}
-    conversation = Conversation(template_messages(body.messages), options, plan, FIELD_NAMES)
+    conversation = Conversation(template_messages(body.messages), options, plan, _field_names(body))
     turn = await prepare_turn(call, body, _wanted(body), conversation)
     if body.stream:
         return await begin_stream(_ChatStream(call, body, turn).frames())
     return await _answer(call, body, turn)
+
+
+def _field_names(body: ChatBody) -> tuple[str, str]:
+    is_old = body.max_completion_tokens is None and body.max_tokens is not None
+    return "messages", "max_tokens" if is_old else "max_completion_tokens"
 
 
 def _wanted(body: ChatBody) -> Wanted:

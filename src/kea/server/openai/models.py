@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from urllib.parse import unquote
-
 from starlette.types import ASGIApp
 
 from kea.server.endpoint import Call
@@ -20,7 +18,7 @@ async def list_models(call: Call) -> ASGIApp:
 
 async def get_model(call: Call) -> ASGIApp:
     """Answer with one of them."""
-    name = unquote(call.path_params["model"])
+    name = call.path_params["model"]
     call.state.model.check_name(name)
     return _reply(call.state.model, name).to_response()
 

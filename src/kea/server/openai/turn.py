@@ -71,9 +71,10 @@ async def prepare_turn(call: Call, fields: SamplingFields, wanted: Wanted, conve
 
 def _with_constraint(fields: SamplingFields, wanted: Wanted, plan: ToolPlan) -> Wanted:
     own = fields.to_constraint()
-    if own is not None and plan.constraint is not None:
+    if own is not None and plan.offered:
         raise Unsupported(
-            "response_format is set beside a tool_choice that forces a call; an output cannot match both.",
+            "response_format is set beside tools; an output that must match it could call none of them.",
             param="response_format",
+            hint="Leave out one of them, or set tool_choice to none.",
         )
     return replace(wanted, constraint=plan.constraint or own or wanted.constraint)

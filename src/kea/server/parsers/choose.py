@@ -27,12 +27,11 @@ PROBE_NAME = "probe_function"
 
 @dataclass(frozen=True, slots=True)
 class CallFormat:
-    """How a family writes tool calls. `sign`: a pattern of what its template writes. `is_special`: its mark is a
-    special token."""
+    """How a family writes tool calls: `mark` stands before them, `sign` is a pattern of what its template writes."""
 
+    mark: str
     sign: str
     create: Callable[[], Parser]
-    is_special: bool = False
     call_id_len: int = 24
 
 
@@ -42,21 +41,20 @@ class ReasoningFormat:
 
     begin: str
     end: str
-    is_special: bool = False
     is_implied: bool = False
 
 
 CALL_FORMATS: Mapping[str, CallFormat] = {
-    "hermes": CallFormat(re.escape(HERMES_BEGIN) + r"\s*\{", hermes_calls),
-    "mistral": CallFormat(re.escape(MISTRAL_BEGIN), mistral_calls, is_special=True, call_id_len=9),
+    "hermes": CallFormat(HERMES_BEGIN, re.escape(HERMES_BEGIN) + r"\s*\{", hermes_calls),
+    "mistral": CallFormat(MISTRAL_BEGIN, re.escape(MISTRAL_BEGIN), mistral_calls, call_id_len=9),
     "llama3": CallFormat(
-        re.escape(LLAMA_BEGIN) + r'|\{"name": "' + PROBE_NAME + r'", "parameters"', LeadingCalls, is_special=True
+        LLAMA_BEGIN, re.escape(LLAMA_BEGIN) + r'|\{"name": "' + PROBE_NAME + r'", "parameters"', LeadingCalls
     ),
 }
 REASONING_FORMATS: Mapping[str, ReasoningFormat] = {
     "think": ReasoningFormat("<think>", "</think>"),
     "deepseek_r1": ReasoningFormat("<think>", "</think>", is_implied=True),
-    "mistral": ReasoningFormat("[THINK]", "[/THINK]", is_special=True),
+    "mistral": ReasoningFormat("[THINK]", "[/THINK]"),
     "seed": ReasoningFormat("<seed:think>", "</seed:think>"),
 }
 TOOL_PARSERS = (AUTO, NONE, HARMONY, *CALL_FORMATS)
@@ -72,11 +70,15 @@ class Forced:
 
 @dataclass(frozen=True, slots=True)
 class OutputFormat:
-    """How a model's output is read. Harmony does both; else either part may be missing."""
+    """How a model's output is read. Harmony does both; else either part may be missing.
+
+    `hidden`: the marks that are special tokens of the model, so that they have no text unless it is asked for.
+    """
 
     calls: CallFormat | None = None
     reasoning: ReasoningFormat | None = None
     is_harmony: bool = False
+    hidden: frozenset[str] = frozenset()
 
     @property
     def call_id_len(self) -> int:
@@ -89,8 +91,12 @@ class OutputFormat:
 
     def shows_special_tokens(self, *, with_tools: bool) -> bool:
         """Return whether the parsers read marks that are special tokens."""
-        reads_calls = with_tools and self.calls is not None and self.calls.is_special
-        return self.is_harmony or reads_calls or (self.reasoning is not None and self.reasoning.is_special)
+        return self.is_harmony or not self.hidden.isdisjoint(self.marks(with_tools=with_tools))
+
+    def marks(self, *, with_tools: bool) -> tuple[str, ...]:
+        """Return the marks that the parsers of an output look for first."""
+        calls = (self.calls.mark,) if with_tools and self.calls is not None else ()
+        return calls if self.reasoning is None else (*calls, self.reasoning.begin, self.reasoning.end)
 
     def create_parser(self, prompt: str, *, with_tools: bool, is_constrained: bool = False) -> Parser:
         """Create the parser of one output; the end of `prompt` says whether it begins inside the reasoning.

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from kea.errors import AuthenticationFailed, InvalidRequest, NotFound, Unsupported
 from kea.program.wire import program_from_json
 from kea.server.endpoint import Call
-from kea.server.programs.reading import parse_criteria
+from kea.server.programs.reading import parse_criteria, parse_session_id
 from kea.server.programs.sessions import check_session_secret
 from kea.server.wire.base import json_response, quote
 from kea.server.wire.parrot import (
@@ -32,7 +32,7 @@ from kea.server.wire.parrot import (
     Parameter,
     ParameterInfo,
     ParrotBody,
-    SamplingConfig,
+    ParrotSampling,
     SemanticCallBody,
     SessionAuthBody,
     SetVariableBody,
@@ -140,10 +140,8 @@ def _session(call: Call, body: ParrotBody, *, needs_secret: bool = True) -> Sess
 
 def _session_of_path(call: Call) -> Session:
     body: SessionAuthBody = call.body
-    given = call.path_params["session_id"]
-    if not (given.isascii() and given.isdigit() and len(given) <= 16):
-        raise NotFound(f"There is no session {given[:40]!r}.", param="session_id")
-    return _find(call, int(given), body.session_auth, needs_secret=True)
+    session_id = parse_session_id(call.path_params["session_id"])
+    return _find(call, session_id, body.session_auth, needs_secret=True)
 
 
 def _find(call: Call, session_id: int, secret: str | None, *, needs_secret: bool) -> Session:
@@ -209,9 +207,9 @@ def _native_parameter(parameter: Parameter, variable_id: str) -> dict[str, Any]:
     return {"name": parameter.name, "value": parameter.value}
 
 
-def _settings(config: SamplingConfig | None) -> dict[str, Any]:
+def _settings(config: ParrotSampling | None) -> dict[str, Any]:
     """Return an output's settings in Kea's words. Raises `Unsupported` for what would ask for several outputs."""
-    config = config or SamplingConfig()
+    config = config or ParrotSampling()
     for name, neutral in (("n", 1), ("best_of", 1), ("length_penalty", 0.0)):
         value = getattr(config, name)
         if value != neutral:

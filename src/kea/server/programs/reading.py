@@ -6,8 +6,17 @@ import math
 
 from starlette.datastructures import QueryParams
 
-from kea.errors import InvalidRequest
+from kea.errors import InvalidRequest, NotFound
 from kea.types import Criteria
+
+MAX_ID_DIGITS = 16
+
+
+def parse_session_id(given: str) -> int:
+    """Return a session's id from a path. Raises `NotFound` for what could be none."""
+    if not (given.isascii() and given.isdigit() and len(given) <= MAX_ID_DIGITS):
+        raise NotFound(f"There is no session {given[:40]!r}.", param="session_id")
+    return int(given)
 
 
 def parse_criteria(value: str | None) -> Criteria | None:

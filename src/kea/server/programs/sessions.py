@@ -7,11 +7,11 @@ from collections.abc import AsyncGenerator
 from starlette.datastructures import QueryParams
 from starlette.types import ASGIApp
 
-from kea.errors import KeaError, NotFound, PermissionDenied
+from kea.errors import KeaError, PermissionDenied
 from kea.program.events import StreamEvent
 from kea.program.wire import program_from_json
 from kea.server.endpoint import Call
-from kea.server.programs.reading import criteria_of_query, parse_deadline
+from kea.server.programs.reading import criteria_of_query, parse_deadline, parse_session_id
 from kea.server.sse import EventStream, with_keep_alive
 from kea.server.wire.base import json_response
 from kea.server.wire.sessions import (
@@ -94,10 +94,7 @@ def open_session(call: Call) -> Session:
 
     Raises `NotFound` (also for another key's), `PermissionDenied` for a wrong secret.
     """
-    given = call.path_params["session_id"]
-    if not (given.isascii() and given.isdigit() and len(given) <= 16):
-        raise NotFound(f"There is no session {given[:40]!r}.", param="session_id")
-    session = call.state.service.session(int(given), tenant=call.tenant)
+    session = call.state.service.session(parse_session_id(call.path_params["session_id"]), tenant=call.tenant)
     check_session_secret(session, call.header(SECRET_HEADER), "X-Kea-Session-Secret")
     return session
 

@@ -28,7 +28,7 @@ class ParrotBody(SessionAuthBody):
     session_id: SessionId
 
 
-class SamplingConfig(Body):
+class ParrotSampling(Body):
     """How an output is written, in Parrot's words. Penalties of 0 are off."""
 
     temperature: float = Field(default=1.0, ge=0, le=100)
@@ -53,7 +53,7 @@ class Parameter(Body):
     is_output: bool
     var_id: str | None = None
     value: Any = None
-    sampling_config: SamplingConfig | None = None
+    sampling_config: ParrotSampling | None = None
 
 
 class SemanticCallBody(ParrotBody):
