@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,3 +123,49 @@ async def serving(
             server.stop()
             await asyncio.wait_for(running, 15)
     assert not engine.contexts, "contexts were left behind"
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """A server on a thread of its own, for tests that share it. `call` runs work on its loop."""
+
+    http: httpx2.Client
+    running: Serving
+    call: Callable[[Coroutine[Any, Any, Any]], Any]
+
+    def refusal(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Send what should be refused; check that nothing was generated; return the status and the error."""
+        num_before = len(self.running.engine.record.prompts)
+        response = self.http.post(path, json=body)
+        assert response.status_code != 200, response.text
+        assert len(self.running.engine.record.prompts) == num_before, "it was generated in spite of the refusal"
+        return response.status_code, response.json()["error"]
+
+
+@contextmanager
+def serving_on_a_thread(
+    engine: FakeEngine | None = None, config: ServerConfig | None = None, **options: Any
+) -> Iterator[Live]:
+    """Run one server for many requests; at its end nothing may be left."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    def call(work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, loop).result(30)
+
+    async def open_server() -> tuple[AsyncExitStack, Serving]:
+        stack = AsyncExitStack()
+        return stack, await stack.enter_async_context(serving(engine, config, **options))
+
+    try:
+        stack, running = call(open_server())
+        try:
+            with httpx2.Client(base_url=running.url, timeout=20, verify=False) as http:
+                yield Live(http, running, call)
+        finally:
+            call(stack.aclose())
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()

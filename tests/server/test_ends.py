@@ -40,6 +40,8 @@ async def test_a_client_that_leaves_frees_its_contexts(path: str, body: dict[str
         asking.cancel()
         await running.until_idle()
         assert running.engine.contexts == set()
+        text = (await running.http.get("/metrics")).text
+        assert f'kea:request_success_total{{finished_reason="cancelled",model_name="fake"}} {body["n"]}.0' in text
 
 
 async def test_a_client_that_leaves_in_the_middle_of_a_stream_frees_its_context() -> None:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import httpx2
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,7 +16,7 @@ from kea.server.openapi import create_document
 from kea.server.routes import choose_endpoints
 from tests.fakes.engine import FakeEngine, scripted
 from tests.server.schemas import JUNK, TEXT, from_schema, spoiled
-from tests.server.support import Serving, serving
+from tests.server.support import Live, serving_on_a_thread
 
 REPLY = '<think>a</think>b <tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
 DOCUMENT = create_document(choose_endpoints(ServerConfig(), with_programs=True), "0")
@@ -73,42 +69,14 @@ def of_operation(draw: st.DrawFn, method: str, path: str, operation: dict[str, A
     return Case(method, path, body, (*headers, ("content-type", kind)))
 
 
-@dataclass(frozen=True)
-class Live:
-    """A server on a thread of its own."""
-
-    http: httpx2.Client
-    running: Serving
-    call: Callable[[Coroutine[Any, Any, None]], None]
-
-
 @pytest.fixture(scope="module")
 def live() -> Iterator[Live]:
     """Run one server for all requests; at its end nothing may be left."""
     config = ServerConfig(
         port=0, tool_parser="hermes", reasoning_parser="think", limits=Limits(max_body_bytes=20_000), shutdown_grace_s=5
     )
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-
-    def call(work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, loop).result(30)
-
-    async def open_server() -> tuple[AsyncExitStack, Serving]:
-        stack = AsyncExitStack()
-        engine = FakeEngine(scripted(REPLY), max_model_len=2000)
-        return stack, await stack.enter_async_context(serving(engine, config))
-
-    stack, running = call(open_server())
-    try:
-        with httpx2.Client(base_url=running.url, timeout=20, verify=False) as http:
-            yield Live(http, running, call)
-    finally:
-        call(stack.aclose())
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+    with serving_on_a_thread(FakeEngine(scripted(REPLY), max_model_len=2000), config) as live:
+        yield live
 
 
 SEEN: Counter[int] = Counter()

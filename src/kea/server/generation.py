@@ -105,17 +105,23 @@ class Runner:
 
     async def _run(self, jobs: Sequence[PromptJob], arrived_s: float) -> AsyncGenerator[ChoiceChunk]:
         contexts: list[Context] = []
+        num_open = 0
         try:
             generations = self._start(jobs, contexts)
+            num_open = len(generations)
             async with aclosing(_merge(generations)) as chunks:
                 meters = [_Meter(self._metrics, self._clock, arrived_s) for _ in generations]
                 async for item in chunks:
                     meters[item.choice_idx].see(item.chunk)
                     if item.chunk.finish is not None:
                         contexts[item.choice_idx].free()
+                        num_open -= 1
                     yield item
         except KeaError as error:
             self._metrics.saw_failure(error.code)
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            self._metrics.saw_cancelled(num_open)
             raise
         finally:
             for context in contexts:

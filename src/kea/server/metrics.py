@@ -119,6 +119,10 @@ class Metrics:
         self._histograms["request_prefill_time_seconds"].observe(usage.prefill_s)
         self._histograms["request_decode_time_seconds"].observe(usage.decode_s)
 
+    def saw_cancelled(self, num_outputs: int) -> None:
+        """Record outputs whose client left before their end."""
+        self._success[FinishReason.CANCELLED].inc(num_outputs)
+
     def saw_failure(self, code: str) -> None:
         self._failures.labels(self.model_name, code).inc()
 

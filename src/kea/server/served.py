@@ -87,7 +87,7 @@ class ServedModel:
                 param="messages",
             )
         encode = partial(self.tokenizer.encode_chat, messages, **options)
-        num_chars = sum(len(str(message.get("content"))) for message in messages)
+        num_chars = sum(len(str(message)) for message in messages) + len(str(options.get("tools") or ""))
         return tuple(encode() if num_chars <= INLINE_CHARS else await asyncio.to_thread(encode))
 
     def check_ids(self, token_ids: Sequence[int], param: str) -> None:

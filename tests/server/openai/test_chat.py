@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,9 +12,15 @@ from pydantic import BaseModel
 
 from kea.server.config import ServerConfig
 from tests.fakes.engine import FakeEngine, scripted
-from tests.server.support import ChatTokenizer, Serving, serving
+from tests.server.support import ChatTokenizer, Live, Serving, serving, serving_on_a_thread
 
 HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture(scope="module")
+def live() -> Iterator[Live]:
+    with serving_on_a_thread(tokenizer=ChatTokenizer(style="plain")) as live:
+        yield live
 
 
 async def stream(running: Serving, **options: Any) -> list[ChatCompletionChunk]:
@@ -170,6 +177,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
     ({"messages": [{"role": "assistant", "audio": {"id": "x"}}]}, "audio"),
     ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": 5000}, "max_tokens"),
     ({"max_completion_tokens": 5000}, "max_completion_tokens"),
     ({"top_logprobs": 3}, "top_logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
@@ -194,13 +202,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("change", "param"), WRONG, ids=lambda value: str(value)[:40])
-async def test_wrong_fields_are_refused_by_name(change: dict[str, Any], param: str) -> None:
-    async with serving(tokenizer=ChatTokenizer(style="plain")) as running:
-        response = await running.http.post("/v1/chat/completions", json={"model": "fake", "messages": HELLO, **change})
-        error = response.json()["error"]
-        assert response.status_code == 400, error
-        assert error["param"].endswith(param)
-        assert not running.engine.record.prompts
+def test_wrong_fields_are_refused_by_name(live: Live, change: dict[str, Any], param: str) -> None:
+    status, error = live.refusal("/v1/chat/completions", {"model": "fake", "messages": HELLO, **change})
+    assert status == 400, error
+    assert error["param"].endswith(param)
 
 
 async def test_a_model_without_a_template_refuses_to_chat() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -12,7 +13,13 @@ import pytest
 from kea.types import GenerateOptions
 from tests.fakes.engine import FakeEngine, scripted
 from tests.fakes.tokenizer import BOS_ID
-from tests.server.support import ChatTokenizer, serving
+from tests.server.support import ChatTokenizer, Live, serving, serving_on_a_thread
+
+
+@pytest.fixture(scope="module")
+def live() -> Iterator[Live]:
+    with serving_on_a_thread() as live:
+        yield live
 
 
 async def test_a_prompt_is_continued() -> None:
@@ -285,16 +292,13 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("change", "param"), WRONG, ids=lambda value: str(value)[:40])
-async def test_wrong_fields_are_refused_by_name(change: dict[str, Any], param: str) -> None:
-    async with serving() as running:
-        response = await running.http.post("/v1/completions", json={"model": "fake", "prompt": "x", **change})
-        error = response.json()["error"]
-        assert response.status_code in (400, 413), error
-        assert error["param"] == param
-        assert error["type"] == "invalid_request_error"
-        assert error["message"]
-        assert set(error) == {"message", "type", "param", "code"}
-        assert not running.engine.record.prompts
+def test_wrong_fields_are_refused_by_name(live: Live, change: dict[str, Any], param: str) -> None:
+    status, error = live.refusal("/v1/completions", {"model": "fake", "prompt": "x", **change})
+    assert status in (400, 413), error
+    assert error["param"] == param
+    assert error["type"] == "invalid_request_error"
+    assert error["message"]
+    assert set(error) == {"message", "type", "param", "code"}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -13,11 +14,17 @@ from kea.errors import EngineDied, EngineFault, InvalidRequest
 from kea.server.config import ApiKey, Limits, ServerConfig
 from kea.server.openai.response_store import ResponseStore
 from tests.fakes.engine import FakeEngine, scripted
-from tests.server.support import Serving, serving
+from tests.server.support import Live, Serving, serving, serving_on_a_thread
 
 THINKING = ServerConfig(port=0, reasoning_parser="think")
 TOOLS: Any = [{"type": "function", "name": "weather", "parameters": {"type": "object"}}]
 CALLS = '<think>hm</think>Look: <tool_call>{"name": "weather", "arguments": {"city": "Oban"}}</tool_call>'
+
+
+@pytest.fixture(scope="module")
+def live() -> Iterator[Live]:
+    with serving_on_a_thread() as live:
+        yield live
 
 
 async def events_of(running: Serving, **options: Any) -> list[ResponseStreamEvent]:
@@ -339,10 +346,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("change", "param"), WRONG, ids=lambda value: str(value)[:40])
-async def test_wrong_fields_are_refused_by_name(change: dict[str, Any], param: str) -> None:
-    async with serving() as running:
-        response = await running.http.post("/v1/responses", json={"input": "x", **change})
-        assert response.status_code in (400, 404), response.text
-        assert response.json()["error"]["param"] == param
-        assert not running.engine.record.prompts
-        assert len(running.state.responses) == 0
+def test_wrong_fields_are_refused_by_name(live: Live, change: dict[str, Any], param: str) -> None:
+    status, error = live.refusal("/v1/responses", {"input": "x", **change})
+    assert status in (400, 404), error
+    assert error["param"] == param
+    assert len(live.running.state.responses) == 0

@@ -164,6 +164,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
         {"tools": TOOLS, "tool_choice": "required", "response_format": {"type": "json_object"}},
         "response_format",
     ),
+    ("hermes", {"tools": TOOLS, "response_format": {"type": "json_object"}}, "response_format"),
     ("hermes", {"messages": [{"role": "user", "tool_calls": [{"id": "x", "function": {"name": "f"}}]}]}, "tool_calls"),
     (
         "hermes",

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 TURN = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
 END = "<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+HARMONY = (
+    "<|start|>system<|message|>Reasoning: {{ reasoning_effort or 'medium' }}<|end|>"
+    "{% for m in messages %}<|start|>{{ m.role }}<|channel|>final<|message|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
 TEMPLATES = {
     "plain": (TURN + END, "", ""),
     "qwen": (
@@ -57,13 +62,7 @@ TEMPLATES = {
         "",
     ),
     "deepseek": (TURN + END + "{% if add_generation_prompt %}<think>\n{% endif %}", "", "<think>"),
-    "harmony": (
-        "<|start|>system<|message|>Reasoning: {{ reasoning_effort or 'medium' }}<|end|>"
-        + "{% for m in messages %}<|start|>{{ m.role }}<|channel|>final<|message|>{{ m.content }}<|end|>{% endfor %}"
-        + "{% if add_generation_prompt %}<|start|>assistant{% endif %}",
-        "harmony",
-        "harmony",
-    ),
+    "harmony": (HARMONY, "harmony", "harmony"),
 }
 
 
