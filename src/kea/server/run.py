@@ -127,7 +127,10 @@ class _Uvicorn(uvicorn.Server):
         """Close the socket, let requests end or end them, wait until their answers are sent."""
         drained = asyncio.create_task(self._state.drain())
         await super().shutdown(sockets)
-        await drained
+        await asyncio.wait([drained], timeout=LAST_WORDS_S)
+        if not drained.done():
+            logger.error("%d requests did not end; they are left", self._state.lifecycle.num_running)
+            drained.cancel()
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from starlette.datastructures import QueryParams
 from starlette.types import ASGIApp
@@ -111,6 +112,8 @@ def error_event(error: KeaError) -> bytes:
 
 
 async def _pieces(call: Call, session: Session, variable_id: str, criteria: Criteria | None) -> AsyncGenerator[bytes]:
-    async for text in call.state.service.stream(session, variable_id, criteria):
-        yield StreamEvent("piece", {"text": text}).encode()
+    texts = call.state.service.stream(session, variable_id, criteria)
+    async with aclosing(texts):
+        async for text in texts:
+            yield StreamEvent("piece", {"text": text}).encode()
     yield StreamEvent("done").encode()
