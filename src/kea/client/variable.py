@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from concurrent.futures import Future
+from types import AsyncGeneratorType
 from typing import TYPE_CHECKING
 
 from kea.errors import InvalidRequest
@@ -12,6 +14,8 @@ from kea.types import Criteria
 if TYPE_CHECKING:
     from kea.client.outbox import Batch
     from kea.client.session import Session
+
+CLOSE_POLL_S = 0.001
 
 
 class Variable:
@@ -133,4 +137,8 @@ async def _next(pieces: AsyncGenerator[str]) -> str | None:
 
 
 async def _close(pieces: AsyncGenerator[str]) -> None:
+    """Close a generator; a step of it that was cancelled (a Ctrl-C of its reader) may still be on its way out."""
+    assert isinstance(pieces, AsyncGeneratorType)
+    while pieces.ag_running:  # noqa: ASYNC110 - a generator tells nobody when it stands still
+        await asyncio.sleep(CLOSE_POLL_S)
     await pieces.aclose()
