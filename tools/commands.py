@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from tools.loading import load_attribute
@@ -37,9 +38,9 @@ class CommandTree:
             yield from self._complain_of_command(words)
             return
         known = {name for option in self.options for name in option.names} | BUILT_IN
-        for word in words:
+        for word in takewhile(lambda word: word != "--", words):
             name = word.split("=")[0]
-            if name.startswith("--") and name != "--" and name not in known:
+            if name.startswith("--") and name not in known:
                 yield f"gives `{self.name}` the option {name}; it has {', '.join(sorted(known))}."
 
     def _complain_of_command(self, words: Sequence[str]) -> Iterator[str]:

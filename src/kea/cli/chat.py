@@ -23,6 +23,10 @@ from kea.program.output import OutputOptions, parse_output
 from kea.program.template import Message
 
 ANSWER = "answer"
+EMBEDDED_NOTE = (
+    "The embedded model is a test instrument: it answers questions about passages that it is given, "
+    "and cannot converse. kea chat MODEL talks to another one."
+)
 COMMANDS = {
     "/reset": "forget the conversation, keep the system message",
     "/system TEXT": "begin again with this system message (no TEXT: without one)",
@@ -60,10 +64,14 @@ def chat(
         kea chat --url http://127.0.0.1:8000 --system "Answer in one sentence."
     """
     target = Target(url, api_key, model, device, dtype, num_threads, kv_memory, max_model_len)
+    if temperature is None and target.is_embedded:
+        temperature = 0.0
     settings = options.sampling_settings(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, stop=stop
     )
     conversation = Conversation(parse_output(settings), system)
+    if target.is_embedded:
+        err.print(f"[dim]{EMBEDDED_NOTE}[/]")
     with Connection(create_transport(target)) as connection, connection.session("chat") as session:
         _talk(session, conversation)
 

@@ -47,6 +47,8 @@ def complete(
     """
     text = _read_prompt(prompt)
     target = Target(url, api_key, model, device, dtype, num_threads, kv_memory, max_model_len)
+    if temperature is None and target.is_embedded:
+        temperature = 0.0
     settings = options.sampling_settings(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, stop=stop
     )

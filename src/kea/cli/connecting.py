@@ -42,6 +42,11 @@ class Target:
                 "A model and --url are both given; the server at that address has its own model.", param="url"
             )
 
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the embedded model is asked, which is meant to be asked greedily."""
+        return self.url is None and self.model is None
+
 
 def create_transport(target: Target) -> Transport:
     """Return the transport to a target; nothing is started yet. Raises what is wrong with the settings."""

@@ -42,7 +42,7 @@ class Finding:
 
 
 def models(
-    names: Annotated[
+    model: Annotated[
         list[str] | None,
         typer.Argument(metavar="MODEL", show_default=False, help="Model directories or Hugging Face ids."),
     ] = None,
@@ -60,13 +60,13 @@ def models(
         kea models
         kea models ./Qwen3-0.6B openai/gpt-oss-20b
     """
-    candidates = [Candidate(name, name) for name in names] if names else list(_find_here())
+    candidates = [Candidate(name, name) for name in model] if model else list(_find_here())
     findings = [_look_at(candidate, dtype) for candidate in candidates]
     if as_json:
         print(json.dumps([_to_json(finding) for finding in findings], indent=2))
     else:
         _show(findings)
-    if names and any(finding.refusal for finding in findings):
+    if model and any(finding.refusal for finding in findings):
         raise typer.Exit(1)
 
 

@@ -96,7 +96,9 @@ MaxTokens = Annotated[
         metavar="TOKENS",
     ),
 ]
-Temperature = Annotated[float | None, _sampling("0 always takes the likeliest token.", metavar="NUMBER")]
+Temperature = Annotated[
+    float | None, _sampling("0 always takes the likeliest token, as with the embedded model; else 1.", metavar="NUMBER")
+]
 TopP = Annotated[
     float | None, _sampling("Draw from the likeliest tokens that have this share of probability.", metavar="NUMBER")
 ]

@@ -63,7 +63,7 @@ class OutputView:
         variable = self._open.pop(variable_id, None) or _Open(label, now_s)
         if not self._is_quiet:
             head = Text.assemble((label, "bold cyan"), "  ", (format_seconds(now_s - variable.began_s), "dim"))
-            self._print(head, variable.text.strip("\n"))
+            self._print(head, variable.text.strip("\n") or "(empty)")
 
     def fail(self, variable_id: str, label: str, reason: str) -> None:
         """Print what there is of the variable, and why there is no more; also when quiet."""
@@ -73,6 +73,8 @@ class OutputView:
 
     def _print(self, head: Text, body: str) -> None:
         """Print a short text beside its head, a longer one below."""
+        if self._live.is_started:
+            self._live.refresh()  # what is printed now must not stay in the lines at the bottom as well
         if "\n" not in body and len(head) + INDENT + len(body) < self._console.width:
             self._console.print(Text.assemble(head, " " * INDENT, body))
             return

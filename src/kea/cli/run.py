@@ -10,7 +10,7 @@ import typer
 from kea.cli import options
 from kea.cli.application import load_application
 from kea.cli.connecting import Target, create_transport
-from kea.cli.running import run_application
+from kea.cli.running import run_application, showing_own_errors
 
 
 def run(
@@ -50,7 +50,8 @@ def run(
         kea run summarise.py --model ./Qwen3-0.6B -- report.txt --brief
     """
     target = Target(url, api_key, model, device, dtype, num_threads, kv_memory, max_model_len)
-    application = load_application(file)
+    with showing_own_errors(file):
+        application = load_application(file)
     application.check_arguments(arguments or [])
     transport = create_transport(target)
     status = run_application(application, arguments or [], transport, shows_outputs=not quiet, json_file=json_file)

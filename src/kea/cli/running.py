@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from kea.cli.application import Application
@@ -57,26 +57,31 @@ def run_application(
 
 
 def _call_main(application: Application, session: Session, arguments: Sequence[str]) -> None:
-    try:
+    with showing_own_errors(application.path):
         result = application.main(session, *arguments)
         if application.is_async:
             asyncio.run(result)
+
+
+@contextmanager
+def showing_own_errors(path: Path) -> Iterator[None]:
+    """Show the traceback of what a user's file raises, and raise `ApplicationFailed` instead; ours pass."""
+    try:
+        yield
     except KeaError:
         raise
     except Exception as error:
-        show_traceback(error, application.path)
+        _show_traceback(error, path.resolve())
         raise ApplicationFailed from error
 
 
-def show_traceback(error: Exception, path: Path) -> None:
-    """Write the traceback to standard error, from the application's own file on."""
+def _show_traceback(error: Exception, path: Path) -> None:
+    """Write the traceback to standard error, from the file at `path` on."""
     trace = error.__traceback__
-    own = str(path.resolve())
-    while trace is not None and Path(trace.tb_frame.f_code.co_filename).resolve() != Path(own):
+    while trace is not None and Path(trace.tb_frame.f_code.co_filename).resolve() != path:
         trace = trace.tb_next
-    lines = traceback.format_exception(type(error), error, trace or error.__traceback__)
-    err.file.write("".join(lines))
-    sys.stderr.flush()
+    err.file.write("".join(traceback.format_exception(type(error), error, trace)))
+    err.file.flush()
 
 
 def _exit_status(status: SessionStatus) -> int:

@@ -11,12 +11,13 @@ import typer
 from kea.bench.load.integers import parse_bytes
 from kea.cli import options
 from kea.cli.application import load_functions
+from kea.cli.running import showing_own_errors
 from kea.cli.serving import ServeOrder, serve_until_stopped
 from kea.cli.target import choose_model
 from kea.engine.config import EngineConfig
 from kea.errors import Unsupported
 from kea.server.config import ApiKey, Limits, ServerConfig
-from kea.service import ServiceConfig
+from kea.service import NativeFunction, ServiceConfig
 
 
 def _server(text: str, *names: str, **settings: Any) -> Any:
@@ -125,8 +126,14 @@ def serve(
         max_pending_calls_per_tenant=max_pending_calls_per_key,
         idle_s=session_idle_s,
     )
-    order = ServeOrder(config, service, server, load_functions(functions) if functions else {}, json_ready)
-    asyncio.run(serve_until_stopped(order))
+    asyncio.run(serve_until_stopped(ServeOrder(config, service, server, _read_functions(functions), json_ready)))
+
+
+def _read_functions(path: Path | None) -> dict[str, NativeFunction]:
+    if path is None:
+        return {}
+    with showing_own_errors(path):
+        return load_functions(path)
 
 
 def _check_refused(*, enable_lora: bool, tensor_parallel_size: int) -> None:

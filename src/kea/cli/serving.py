@@ -37,9 +37,10 @@ async def serve_until_stopped(order: ServeOrder) -> None:
     from kea.cluster import start_engine
     from kea.models import Tokenizer
     from kea.server.app import create_app
-    from kea.server.run import serve
+    from kea.server.run import open_socket, serve
     from kea.service import Service
 
+    open_socket(order.server).close()  # an address that cannot be had is told now, not after the model was loaded
     with LoadingView(f"Loading {order.server.model_names[0]}") as view:
         engine = await start_engine(order.engine, "process", view.show)
     try:

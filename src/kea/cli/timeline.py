@@ -49,18 +49,19 @@ def draw_timeline(status: SessionStatus, console: Console) -> RenderableType:
         return Text("No calls were made.")
     labels = label_calls(rows)
     names = [_cut(labels[row.id]) for row in rows]
-    return Group(_table(rows, names), Text(), _bars(rows, names, console), Text(), _summary(rows))
+    bars = _bars(rows, names, console.width, is_ascii=not console.encoding.lower().startswith("utf"))
+    return Group(_table(rows, names), Text(), bars, Text(), _summary(rows))
 
 
 def _cut(label: str) -> str:
-    return label if len(label) <= MAX_LABEL else label[: MAX_LABEL - 1] + "…"
+    return label if len(label) <= MAX_LABEL else label[: MAX_LABEL - 2] + ".."
 
 
 def _table(rows: Sequence[CallRow], names: Sequence[str]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("call", no_wrap=True)
+    table.add_column("call", no_wrap=True, overflow="crop")
     for title in ("waiting", "prefill", "decode", "total", "prompt", "cached", "output"):
-        table.add_column(title, justify="right", no_wrap=True)
+        table.add_column(title, justify="right", no_wrap=True, overflow="crop")
     for row, name in zip(rows, names, strict=True):
         times = (row.waiting_s, row.prefill_s, row.decode_s, row.total_s)
         tokens = (row.prompt_tokens, row.cached_tokens, row.output_tokens)
@@ -69,14 +70,14 @@ def _table(rows: Sequence[CallRow], names: Sequence[str]) -> Table:
     return table
 
 
-def _bars(rows: Sequence[CallRow], names: Sequence[str], console: Console) -> Text:
+def _bars(rows: Sequence[CallRow], names: Sequence[str], width: int, *, is_ascii: bool) -> Text:
     label_width = max(map(len, names))
-    bar_width = max(MIN_BAR, min(MAX_BAR, console.width - label_width - 3))
+    mark_width = max((len(row.state.value) + 1 for row in rows if row.state in STATE_STYLES), default=0)
+    bar_width = max(MIN_BAR, min(MAX_BAR, width - label_width - mark_width - 3))
     begin_s = min(row.submitted_s for row in rows)
     end_s = max(row.submitted_s + row.total_s for row in rows)
     cell_s = max(end_s - begin_s, 1e-9) / bar_width
-    is_ascii = not console.encoding.lower().startswith("utf")
-    text = Text(no_wrap=True)
+    text = Text(no_wrap=True, overflow="crop")
     for row, name in zip(rows, names, strict=True):
         text.append(name.ljust(label_width) + "  ", style=STATE_STYLES.get(row.state, ""))
         for phase, count in _runs(row, begin_s, cell_s, bar_width):

@@ -1,0 +1,100 @@
+"""How a command ends: its exit status and its one sentence, for every way in which it can go wrong before it works."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from kea import __version__
+from kea.errors import InvalidRequest
+from tests.cli.support import kea, start
+
+
+def test_the_version() -> None:
+    result = kea("--version")
+    assert (result.returncode, result.stdout) == (0, f"kea {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("serve", "--kv-memory", "lots"), "error: kv-memory is 'lots'; it must be a number of bytes"),
+        (("serve", "--max-model-len", "many"), "error: max-model-len is 'many'"),
+        (("serve", "--max-body-bytes", "-1"), "error: max-body-bytes is '-1'"),
+        (("serve", "--enable-lora"), "error: --enable-lora: Kea does not serve LoRA adapters."),
+        (
+            ("serve", "--tensor-parallel-size", "2"),
+            "error: --tensor-parallel-size is 2: Kea runs a model on one device.",
+        ),
+        (("serve", "some/model", "--host", "0.0.0.0"), "error: Refusing to listen on '0.0.0.0' without API keys"),
+        (("serve", "some/model", "--port", "70000"), "error: port is 70000; it must be at least 0 and at most 65535."),
+        (("serve", "some/model", "--api-key", "short"), "is unusable: it needs 8 ASCII characters"),
+        (
+            ("serve", "some/model", "--dtype", "int3"),
+            "error: dtype is 'int3'; allowed: auto, float32, bfloat16, float16.",
+        ),
+        (("serve", "some/model", "--functions", "absent.py"), "error: There is no file absent.py."),
+        (("complete", ""), "error: The prompt is empty"),
+        (("complete", "a", "model", "--url", "http://h"), "error: A model and --url are both given"),
+        (("complete", "a", "model", "--temperature", "-1"), "temperature is -1"),
+        (("complete", "a", "--url", "h:1"), "error: url is 'h:1'; it must begin with http:// or https://."),
+        (("run", "absent.py"), "error: There is no file absent.py."),
+        (("nope",), "No such command 'nope'"),
+        (("serve", "--nope"), "No such option"),
+        (("complete",), "Missing argument"),
+    ],
+)
+def test_wrong_input_is_a_sentence_and_status_2(arguments: tuple[str, ...], said: str) -> None:
+    result = kea(*arguments)
+    assert result.returncode == 2, result.stderr
+    assert said in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_key_is_not_repeated() -> None:
+    assert "sesame" not in kea("serve", "some/model", "--api-key", "sesame").stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("complete", "a", "./absent"), "error: There is no model directory ./absent."),
+        (("chat", "--url", "http://127.0.0.1:9"), "does not answer"),
+        (("complete", "a", "--url", "http://127.0.0.1:9"), "does not answer"),
+    ],
+)
+def test_what_fails_is_a_sentence_and_status_1(arguments: tuple[str, ...], said: str) -> None:
+    result = kea(*arguments, stdin="hello\n")
+    assert result.returncode == 1, result.stderr
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_debug_adds_the_traceback() -> None:
+    result = kea("run", "absent.py", KEA_DEBUG="1")
+    assert result.returncode == 2
+    assert InvalidRequest.__name__ in result.stderr
+    assert "error: There is no file absent.py." in result.stderr
+
+
+def test_an_application_with_an_error_shows_its_own_traceback(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("import absent_module\n")
+    result = kea("run", str(tmp_path / "broken.py"))
+    assert result.returncode == 1
+    assert "ModuleNotFoundError: No module named 'absent_module'" in result.stderr
+    assert "entry.py" not in result.stderr
+
+
+@pytest.mark.parametrize("after_s", [0.1, 0.3, 0.6])
+def test_ctrl_c_while_it_starts_is_clean(after_s: float) -> None:
+    with start("chat", "--url", "http://127.0.0.1:9", "--system", "x") as process:
+        time.sleep(after_s)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode in {130, 0}, said  # 0: standard input was empty, so it had ended already
+    assert "Traceback" not in said

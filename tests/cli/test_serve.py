@@ -1,0 +1,94 @@
+"""`kea serve` as a process: ready, used by the official client, ended by signals, and nothing left of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from openai import AuthenticationError, OpenAI
+
+from tests.cli.support import Served, children_of, is_running, kea, serve, start
+
+KEY = "open-sesame-1"
+LINUX = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
+
+
+def test_the_line_of_json(served: Served) -> None:
+    assert served.ready == {
+        "host": "127.0.0.1",
+        "port": served.ready["port"],
+        "url": f"http://127.0.0.1:{served.ready['port']}",
+        "model": "stories",
+        "pid": served.process.pid,
+    }
+
+
+def test_the_official_client_is_answered(served: Served) -> None:
+    client = OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
+    assert [model.id for model in client.models.list()] == ["stories"]
+    answer = client.completions.create(model="stories", prompt="Once upon a time", max_tokens=12, temperature=0)
+    assert answer.choices[0].text.startswith(", there was a little girl")
+
+
+def test_lines_for_people_keys_functions_and_an_end_by_sigint(stories260k: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("def shout(text):\n    return text.upper()\n")
+    arguments = (str(stories260k), "--kv-memory", "8MiB", "--max-model-len", "256", "--functions", "own.py")
+    with serve(*arguments, cwd=tmp_path, KEA_API_KEY=f"{KEY} another-key-2") as server:
+        with pytest.raises(AuthenticationError):
+            OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0).models.list()
+        assert OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0).models.list().data
+        assert server.interrupt() == 0
+        assert server.process.stderr is not None
+        said = server.process.stderr.read()
+    assert f"serves stories260k at {server.url}" in said
+    assert "context 256 tokens" in said
+    assert "2 API keys" in said
+    assert KEY not in said
+    assert "Traceback" not in said
+
+
+@LINUX
+def test_the_engine_ends_with_a_server_that_is_told_to(stories260k: Path) -> None:
+    with serve(str(stories260k), "--kv-memory", "8MiB") as server:
+        children = children_of(server.process.pid)
+        assert children
+        server.process.terminate()
+        assert server.process.wait(60) == 0
+        assert [pid for pid in children if is_running(pid)] == []
+
+
+@LINUX
+def test_a_killed_server_leaves_no_engine(stories260k: Path) -> None:
+    with serve(str(stories260k), "--kv-memory", "8MiB") as server:
+        children = children_of(server.process.pid)
+        server.process.kill()
+        deadline_s = time.monotonic() + 30
+        while any(is_running(pid) for pid in children) and time.monotonic() < deadline_s:
+            time.sleep(0.1)
+        assert [pid for pid in children if is_running(pid)] == []
+
+
+@LINUX
+def test_ctrl_c_while_the_model_loads_is_clean(stories260k: Path) -> None:
+    with start("serve", str(stories260k), "--port", "0") as process:
+        deadline_s = time.monotonic() + 60
+        while (
+            len(children_of(process.pid)) < 2 and time.monotonic() < deadline_s
+        ):  # multiprocessing's tracker, the engine
+            time.sleep(0.01)
+        children = children_of(process.pid)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 130, said
+        assert said.splitlines()[-1] == "Interrupted."
+        assert "Traceback" not in said
+        assert [pid for pid in children if is_running(pid)] == []
+
+
+def test_a_port_that_is_taken_is_told_before_the_model_is_loaded(served: Served, stories260k: Path) -> None:
+    result = kea("serve", str(stories260k), "--port", str(served.ready["port"]))
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: Cannot listen on 127.0.0.1:{served.ready['port']}")
