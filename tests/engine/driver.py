@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -108,8 +109,9 @@ class Driver:
     def run(self, max_steps: int = 10_000) -> None:
         """Step until there is nothing left to do."""
         for _ in range(max_steps):
-            if not self.core.has_work:
+            if self.core.wait_s is None:
                 return
+            time.sleep(self.core.wait_s)
             self.step()
         raise AssertionError(f"the core still has work after {max_steps} steps")
 

@@ -36,11 +36,11 @@ def run_engine(config: EngineConfig, inbox: Inbox, receive: Receiver) -> None:
         return
     receive([Ready(core.info)])
     try:
-        while _take(inbox, core.handle, block=not core.has_work):
+        while _take(inbox, core.handle, core.wait_s):
             events: Sequence[Message] = core.step()
             if events:
                 receive(events)
-    except Exception as error:
+    except BaseException as error:  # a panic of a native library is no Exception, and must not end in silence
         logger.exception("the engine's loop failed")
         receive([Died(EngineDied(f"The engine failed: {error!r}."))])
 
@@ -49,15 +49,15 @@ def _loading(progress: LoadProgress) -> Loading:
     return Loading(progress.stage, progress.done / progress.total if progress.total else None)
 
 
-def _take(inbox: Inbox, handle: Callable[[Command], None], *, block: bool) -> bool:
-    """Hand over every command that is there (waiting for one when `block`); False once the engine is to close."""
+def _take(inbox: Inbox, handle: Callable[[Command], None], wait_s: float | None) -> bool:
+    """Hand over every command that is there, waiting so long for the first; False once the engine is to close."""
     while True:
         try:
-            commands = inbox.get(block=block)
+            commands = inbox.get(block=wait_s != 0.0, timeout=wait_s)
         except queue.Empty:
             return True
         if commands is CLOSE:
             return False
         for command in commands:
             handle(command)
-        block = False
+        wait_s = 0.0

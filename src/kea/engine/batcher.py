@@ -1,56 +1,28 @@
 """The batcher: what each step computes. Owns the waiting queue, the batch and preemption; knows no torch, no programs.
 
 Continuous batching with chunked prefill: every running context gets the tokens it lacks, decoding contexts (one token)
-first, then prefill chunks in order, until the step's token budget is spent. A context enters the batch when the pages
-of all its tokens can be had. When a running context cannot get a page, contexts that rest give theirs back, then the
-last-ranked running context is preempted: its full pages stay in the prefix tree, and it computes again what was lost.
+first, then prefill chunks, until the step's token budget is spent. Within a priority a chunk takes half of what is left
+(what remains in the end goes to the first ones), so that a long prompt does not hold up the short ones behind it. A
+context enters the batch when the pages of all its tokens can be had. When a running context cannot get a page, contexts
+that rest give theirs back, then the last-ranked running context is preempted: its full pages stay in the prefix tree,
+and it computes again what was lost.
 """
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
-from kea.engine.base import StepShape
 from kea.engine.config import StepLimits
+from kea.engine.draft import Draft, StepWork, WorkItem
 from kea.engine.latency import LatencyModel
 from kea.engine.queue import WaitingQueue
 from kea.engine.state import ContextState, Phase
 from kea.memory import KVMemory, PageCopy
 
+__all__ = ["Batcher", "StepWork", "WorkItem"]
 
-@dataclass(frozen=True, slots=True)
-class WorkItem:
-    """One context's part of a step: compute its tokens [start, stop). `draws`: the last row's logits draw a token."""
-
-    context: ContextState
-    start: int
-    stop: int
-    draws: bool
-
-
-@dataclass(frozen=True, slots=True)
-class StepWork:
-    """A step: page copies to perform first, in order, then the items."""
-
-    copies: tuple[PageCopy, ...]
-    items: tuple[WorkItem, ...]
-
-    @property
-    def shape(self) -> StepShape:
-        chunks = [item for item in self.items if item.stop - item.start > 1]
-        return StepShape(
-            prefill_tokens=sum(item.stop - item.start for item in chunks),
-            num_sequences=len(self.items),
-            kv_tokens=sum(item.stop for item in self.items),
-            prefill_pairs=sum(_num_pairs(item.start, item.stop) for item in chunks),
-        )
-
-
-def _num_pairs(start: int, stop: int) -> float:
-    """Return the query-key pairs of a chunk: each token sees itself and all before it."""
-    length = stop - start
-    return length * start + length * (length + 1) / 2
+MAX_SCORED_TOKENS = 256  # of a chunk whose every row gives logits: each row is as wide as the vocabulary
 
 
 class Batcher:
@@ -61,7 +33,7 @@ class Batcher:
         self._memory = memory
         self._latency = latency
         self._waiting = WaitingQueue()
-        self._running: list[ContextState] = []
+        self._running: list[ContextState] = []  # by rank
         self._resting: dict[int, ContextState] = {}  # idle or waiting, but holding pages; oldest first
         self._copies: list[PageCopy] = []
         self.num_preemptions = 0
@@ -107,25 +79,31 @@ class Batcher:
     def plan(self) -> StepWork:
         """Return the next step (without items when there is nothing to do). Every context in it has its pages."""
         self._memory.begin_step()
-        items: dict[int, WorkItem] = {}
-        budget = self._plan_decodes(items)
-        for context in sorted((c for c in self._running if c.context_id not in items), key=lambda c: c.rank):
-            if context.phase is Phase.RUNNING:
-                budget -= self._plan_prefill(context, items, budget)
-        self._admit(items, budget)
+        draft = Draft(self._limits, self._latency)
+        self._plan_decodes(draft)
+        prefilling = [context for context in self._running if context.context_id not in draft.items]
+        may_admit = True
+        for priority in sorted({context.spec.priority for context in prefilling} | self._waiting.priorities):
+            for context in prefilling:
+                if context.spec.priority == priority and context.phase is Phase.RUNNING:
+                    self._plan_chunk(context, draft, draft.share)
+            may_admit = may_admit and self._admit(draft, priority)
+            self._top_up(draft)
         copies, self._copies = tuple(self._copies), []
-        return StepWork(copies, tuple(items.values()))
+        return StepWork(copies, tuple(draft.items.values()))
 
     def complete(self, item: WorkItem) -> None:
         """Record that an item was computed: its full pages enter the prefix tree."""
         context = item.context
         self._memory.commit(context.pages, context.tokens, item.stop)
+        context.note_computed(item.start, item.stop)
         self._waiting.charge(context.spec.tenant, item.stop - item.start)
 
     def check(self, contexts: Sequence[ContextState]) -> None:
         """Raise `AssertionError` unless every context is exactly where its phase says."""
         running = {id(context) for context in self._running}
-        waiting = {id(context) for context in self._waiting.in_order()}
+        waiting = {id(c) for priority in self._waiting.priorities for c in self._waiting.in_order(priority)}
+        assert self._running == sorted(self._running, key=_rank), "the batch is out of order"
         for context in contexts:
             assert (id(context) in running) == (context.phase is Phase.RUNNING), f"{context.context_id}: batch"
             assert (id(context) in waiting) == (context.phase is Phase.WAITING), f"{context.context_id}: queue"
@@ -134,56 +112,61 @@ class Batcher:
 
     # Planning
 
-    def _plan_decodes(self, items: dict[int, WorkItem]) -> int:
-        decoding = sorted((c for c in self._running if c.num_pending == 1 and c.generation), key=lambda c: c.rank)
-        budget = self._limits.max_num_batched_tokens
-        for context in decoding:
-            if budget > 0 and context.phase is Phase.RUNNING:
-                budget -= self._plan_prefill(context, items, 1)
-        return min(budget, self._prefill_room(items))
+    def _plan_decodes(self, draft: Draft) -> None:
+        for context in [c for c in self._running if c.generation is not None and c.num_pending == 1]:
+            if draft.budget <= 0:
+                break
+            if context.phase is Phase.RUNNING:
+                self._plan_chunk(context, draft, 1)
+        draft.num_decodes = len(draft.items)
 
-    def _prefill_room(self, items: dict[int, WorkItem]) -> int:
-        objective = self._limits.tpot_objective_s
-        if objective is None or not items:
-            return self._limits.max_num_batched_tokens
-        shape = StepShape(0, len(items), sum(item.stop for item in items.values()))
-        return max(self._limits.page_tokens, self._latency.max_prefill_tokens(shape, objective))
-
-    def _plan_prefill(self, context: ContextState, items: dict[int, WorkItem], budget: int) -> int:
-        """Plan a running context's next chunk of at most `budget` tokens; return the tokens planned."""
-        if budget <= 0 or not self._find_prefix(context):
-            return 0
+    def _plan_chunk(self, context: ContextState, draft: Draft, most: int) -> None:
+        """Plan a running context's next chunk of at most `most` tokens, in place of the one it has in this step."""
+        if most <= 0 or not self._find_prefix(context):
+            return
         if context.num_pending <= 0:
             self.retire(context)  # the prefix tree had all that was wanted
-            return 0
+            return
         start = context.pages.num_computed
-        stop = self._memory.chunk_stop(context.pages, min(context.goal, start + budget))
+        if context.wants_scores:
+            most = min(most, MAX_SCORED_TOKENS)
+        most = draft.room(context, most)
+        stop = self._memory.chunk_stop(context.pages, min(context.goal, start + most))
+        if most <= 0:
+            return
         while not self._memory.try_reserve(context.pages, stop):
             victim = self._make_room(context)
             if victim is not None:
-                items.pop(victim.context_id, None)
+                draft.remove(victim)
             if victim is context:
-                return 0
+                return
         draws = context.generation is not None and stop == len(context.tokens)
-        items[context.context_id] = WorkItem(context, start, stop, draws)
-        return stop - start
+        draft.put(WorkItem(context, start, stop, draws))
+
+    def _top_up(self, draft: Draft) -> None:
+        """Give what is left of the budget to the chunks of the step, the first one first."""
+        for item in list(draft.items.values()):
+            if draft.budget <= 0:
+                return
+            is_chunk = item.stop < item.context.goal and item.context.context_id in draft.items
+            if is_chunk and item.context.phase is Phase.RUNNING:
+                self._plan_chunk(item.context, draft, item.stop - item.start + draft.budget)
 
     def _find_prefix(self, context: ContextState) -> bool:
         """Extend a context from the prefix tree; False if another context of this step computes its next page."""
         pages, tokens = context.pages, context.tokens
-        if context.spec.prompt_logprobs is not None:
+        if context.wants_scores:
             return True
         if context.num_pending > 1:
             match = self._memory.match(pages, tokens, len(tokens) - 1)
             self.order(match.copies)
-            if context.generation is not None and not context.generation.num_preemptions:
-                context.generation.cached_tokens += match.num_tokens
         return not self._memory.claim(pages, tokens)
 
-    def _admit(self, items: dict[int, WorkItem], budget: int) -> None:
-        for context in self._waiting.in_order():
-            if budget <= 0:
-                return
+    def _admit(self, draft: Draft, priority: int) -> bool:
+        """Let contexts of a priority into the batch; False once one has to wait for a place: none passes it."""
+        for context in self._waiting.in_order(priority):
+            if draft.budget <= 0:
+                return False
             is_free_to_run = self._find_prefix(context)
             self._rest(context)
             if context.num_pending <= 0:
@@ -192,13 +175,14 @@ class Batcher:
             if not is_free_to_run:
                 continue
             while not self._has_place(context):
-                if not self._yield_place(context, items):
-                    return
-            self._waiting.remove(context)
+                if not self._yield_place(context, draft):
+                    return False
+            self._waiting.take(context)
             context.move(Phase.RUNNING)
-            self._running.append(context)
+            bisect.insort(self._running, context, key=_rank)
             self._resting.pop(context.context_id, None)
-            budget -= self._plan_prefill(context, items, budget)
+            self._plan_chunk(context, draft, draft.share)
+        return True
 
     def _has_place(self, context: ContextState) -> bool:
         if len(self._running) >= self._limits.max_num_seqs:
@@ -212,18 +196,18 @@ class Batcher:
         """Give back somebody's pages: a resting context's (None), else those of the last-ranked running context."""
         if self._release_resting(context):
             return None
-        victim = max(self._running, key=lambda c: c.rank)
+        victim = self._running[-1]
         self._preempt(victim)
         return victim
 
-    def _yield_place(self, context: ContextState, items: dict[int, WorkItem]) -> bool:
+    def _yield_place(self, context: ContextState, draft: Draft) -> bool:
         """Make a place for a waiting context out of resting contexts, or of running ones of a later priority."""
         if len(self._running) < self._limits.max_num_seqs and self._release_resting(context):
             return True
-        victim = max(self._running, key=lambda c: c.rank, default=None)
-        if victim is None or victim.spec.priority <= context.spec.priority:
+        if not self._running or self._running[-1].spec.priority <= context.spec.priority:
             return False
-        items.pop(victim.context_id, None)
+        victim = self._running[-1]
+        draft.remove(victim)
         self._preempt(victim)
         return True
 
@@ -252,3 +236,7 @@ class Batcher:
             self._waiting.remove(context)
         elif context.phase is Phase.RUNNING:
             self._running.remove(context)
+
+
+def _rank(context: ContextState) -> tuple[int, float, int]:
+    return context.rank

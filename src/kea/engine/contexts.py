@@ -2,11 +2,14 @@
 
 What is issued behind a running generation waits for its end; `Free` and `Cancel` act at once. An operation that has no
 answer of its own and fails marks its context: `ContextFailed` is emitted, and every generation that follows gets the
-error. Knows no torch and no batch: it tells the batcher whom to consider.
+error. A generation whose grammar is still being compiled waits at the head of its context's operations. Knows no torch
+and no batch: it tells the batcher whom to consider.
 """
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Callable
 from typing import assert_never
 
@@ -32,12 +35,18 @@ from kea.engine.state import ContextState, Phase
 from kea.errors import Cancelled, ContextLengthExceeded, EngineFault, InvalidRequest, KeaError
 from kea.memory import KVMemory
 
+logger = logging.getLogger(__name__)
+
 ContextCommand = Operation | CreateContext | Free | Cancel
-StartGeneration = Callable[[Generate, ContextState], GenerationState]
+StartGeneration = Callable[[Generate, ContextState, float], GenerationState | None]
 
 
 class ContextTable:
-    """All contexts of an engine, by id. `start` makes the state of a new generation (it may raise a `KeaError`)."""
+    """All contexts of an engine, by id.
+
+    `start` makes the state of a generation that was asked for at a time in seconds; None: not yet, ask again at the
+    next `poll`.
+    """
 
     def __init__(
         self,
@@ -57,6 +66,9 @@ class ContextTable:
         self._clock = clock
         self._contexts: dict[int, ContextState] = {}
         self._generating: dict[int, ContextState] = {}
+        self._queued: dict[int, ContextState] = {}  # by generation, behind other operations
+        self._stalled: dict[int, float] = {}  # by context: since when its next generation waits for its grammar
+        self._advancing: deque[ContextState] = deque()
         self._num_created = 0
         self.events: list[Event] = []
 
@@ -66,6 +78,16 @@ class ContextTable:
     @property
     def all(self) -> list[ContextState]:
         return list(self._contexts.values())
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether a generation waits for its grammar."""
+        return bool(self._stalled)
+
+    def poll(self) -> None:
+        """Let the generations begin whose grammar is there."""
+        for context_id in list(self._stalled):
+            self._advance(self._contexts[context_id])
 
     def apply(self, command: ContextCommand) -> None:
         """Apply a command, or queue it behind the context's running generation."""
@@ -112,15 +134,12 @@ class ContextTable:
             self.events.append(Generated(command.generation_id, context.generation.cancel(context, self._clock())))
             self.end_generation(context)
             return
-        for other in self._contexts.values():
-            queued = [
-                op for op in other.operations if isinstance(op, Generate) and op.generation_id == command.generation_id
-            ]
-            for operation in queued:
-                other.operations.remove(operation)
-                self._fail_generation(
-                    operation.generation_id, Cancelled("The generation was cancelled before it began.")
-                )
+        context = self._queued.pop(command.generation_id, None)
+        if context is not None:
+            kept = [op for op in context.operations if getattr(op, "generation_id", None) != command.generation_id]
+            context.operations = deque(kept)
+            self._fail_generation(command.generation_id, Cancelled("The generation was cancelled before it began."))
+            self._advance(context)
 
     # Commands that keep their order
 
@@ -132,12 +151,15 @@ class ContextTable:
         if isinstance(command, Fork):
             self._contexts[command.child_id] = self._unborn(command, context)
         if context.error is not None:
-            self._refuse(command, context.error)
-        elif context.is_busy:
-            context.operations.append(command)
+            for child in self._refuse(command, context.error):
+                self._poison(child, context.error)
         else:
-            self._run(context, command)
-            self._batcher.wake(context)
+            is_busy = context.is_busy
+            context.operations.append(command)
+            if isinstance(command, Generate):
+                self._queued[command.generation_id] = context
+            if not is_busy:
+                self._advance(context)
 
     def _unborn(self, command: Fork, parent: ContextState) -> ContextState:
         self._num_created += 1
@@ -145,19 +167,32 @@ class ContextTable:
         return ContextState(command.child_id, self._num_created, parent.spec, pages, phase=Phase.UNBORN)
 
     def _advance(self, context: ContextState) -> None:
-        """Run the queued operations up to the next generation, then let the batcher consider the context."""
-        while context.operations and context.generation is None and context.error is None:
-            self._run(context, context.operations.popleft())
-        if context.phase is not Phase.CLOSED:
+        """Run the context's operations up to the next generation, and those of the forks that they give birth to."""
+        self._advancing.append(context)
+        if len(self._advancing) > 1:
+            return  # called from the loop below: a chain of forks must not become a chain of calls
+        while self._advancing:
+            self._run_operations(self._advancing[0])
+            self._advancing.popleft()
+
+    def _run_operations(self, context: ContextState) -> None:
+        since = self._stalled.pop(context.context_id, None)
+        is_ready = context.phase not in (Phase.UNBORN, Phase.CLOSED)
+        while is_ready and context.operations and context.generation is None and context.error is None:
+            command = context.operations.popleft()
+            if not isinstance(command, Generate):
+                self._run(context, command)
+            elif not self._try_generate(context, command, self._clock() if since is None else since):
+                break
+            since = None
+        if is_ready:
             self._batcher.wake(context)
 
-    def _run(self, context: ContextState, command: Operation) -> None:
+    def _run(self, context: ContextState, command: Append | Fork | Truncate | Drop) -> None:
         try:
             match command:
                 case Append():
                     self._append(context, command)
-                case Generate():
-                    self._generate(context, command)
                 case Fork():
                     self._fork(context, command)
                 case Truncate():
@@ -166,11 +201,36 @@ class ContextTable:
                     self._drop(context, command)
                 case _:
                     assert_never(command)
-        except KeaError as error:
-            if isinstance(command, Generate):
-                self._fail_generation(command.generation_id, error)
-            else:
-                self._poison(context, error)
+        except Exception as error:  # noqa: BLE001 - one request's fault is told to that request
+            fault = self._explain(error)
+            for child in self._refuse(command, fault):
+                self._poison(child, fault)
+            self._poison(context, fault)
+
+    def _try_generate(self, context: ContextState, command: Generate, since: float) -> bool:
+        """Begin a generation; False if its grammar is not there yet, and it was put back."""
+        try:
+            generation = self._generate(context, command, since)
+        except Exception as error:  # noqa: BLE001 - one request's fault is told to that request
+            del self._queued[command.generation_id]
+            self._fail_generation(command.generation_id, self._explain(error))
+            return True
+        if generation is None:
+            context.operations.appendleft(command)
+            self._stalled[context.context_id] = since
+            return False
+        del self._queued[command.generation_id]
+        context.generation = generation
+        self._generating[command.generation_id] = context
+        return True
+
+    def _explain(self, error: Exception) -> KeaError:
+        """Return what a request is told; a fault that left the memory inconsistent is one of the whole engine."""
+        if isinstance(error, KeaError):
+            return error
+        logger.error("an operation failed", exc_info=error)
+        self._memory.check()
+        return EngineFault(f"The engine failed at this operation: {error!r}.")
 
     def _append(self, context: ContextState, command: Append) -> None:
         length = len(context.tokens) + len(command.token_ids)
@@ -186,7 +246,7 @@ class ContextTable:
             )
         context.tokens.extend(command.token_ids)
 
-    def _generate(self, context: ContextState, command: Generate) -> None:
+    def _generate(self, context: ContextState, command: Generate, since: float) -> GenerationState | None:
         if not context.tokens:
             raise InvalidRequest(
                 "Nothing was appended; a generation needs at least one token before it.", param="prompt"
@@ -196,14 +256,10 @@ class ContextTable:
                 f"The context is full: it holds {len(context.tokens)} tokens, as many as this engine can.",
                 param="prompt",
             )
-        generation = self._start(command, context)
-        if context.pages.num_computed == len(
-            context.tokens
-        ):  # a fork or a truncation: the last token's logits are gone
+        generation = self._start(command, context, since)
+        if context.pages.num_computed == len(context.tokens):  # by a fork or a truncation: the last logits are gone
             self._truncate_pages(context, len(context.tokens) - 1)
-        generation.cached_tokens = context.pages.num_computed
-        context.generation = generation
-        self._generating[command.generation_id] = context
+        return generation
 
     def _fork(self, context: ContextState, command: Fork) -> None:
         child = self._contexts.get(command.child_id)
@@ -212,27 +268,24 @@ class ContextTable:
         at = len(context.tokens) if command.at is None else command.at
         if not 0 <= at <= len(context.tokens):
             error = InvalidRequest(f"fork at {at} is outside the context's {len(context.tokens)} tokens.", param="at")
-            self._bear(child)
+            child.move(Phase.IDLE)
             self._poison(child, error)
             return
-        child.tokens = context.tokens[:at]
-        pages, copies = self._memory.fork(context.pages, at)
+        child.inherit(context, at)
+        pages, copies = self._memory.fork(context.pages, child.num_reusable)
         self._memory.free(child.pages)
         child.pages = pages
         self._batcher.order(copies)
-        self._bear(child)
-        self._advance(child)
-
-    def _bear(self, child: ContextState) -> None:
         child.move(Phase.IDLE)
+        self._advance(child)
 
     def _truncate(self, context: ContextState, length: int) -> None:
         if not 0 <= length <= len(context.tokens):
             raise InvalidRequest(
                 f"truncate to {length} is outside the context's {len(context.tokens)} tokens.", param="length"
             )
-        del context.tokens[length:]
-        self._truncate_pages(context, length)
+        context.cut(length)
+        self._truncate_pages(context, context.num_reusable)
 
     def _truncate_pages(self, context: ContextState, length: int) -> None:
         self._batcher.order(self._memory.truncate(context.pages, length))
@@ -251,28 +304,33 @@ class ContextTable:
     # Failures
 
     def _poison(self, context: ContextState, error: KeaError, *, tell: bool = True) -> None:
-        """Fail the running generation and everything queued; the context refuses what follows."""
-        context.error = error
-        if tell:
-            self.events.append(ContextFailed(context.context_id, error))
-        if context.generation is not None:
-            self._fail_generation(context.generation.generation_id, error)
-            del self._generating[context.generation.generation_id]
-            context.generation = None
-        while context.operations:
-            self._refuse(context.operations.popleft(), error)
-        if context.phase in (Phase.WAITING, Phase.RUNNING):
-            self._batcher.retire(context)
+        """Fail the running generation and everything queued, forks too; the contexts refuse what follows."""
+        failing = deque([context])
+        while failing:
+            failed = failing.popleft()
+            failed.error = error
+            self._stalled.pop(failed.context_id, None)
+            if tell or failed is not context:
+                self.events.append(ContextFailed(failed.context_id, error))
+            if failed.generation is not None:
+                self._fail_generation(failed.generation.generation_id, error)
+                del self._generating[failed.generation.generation_id]
+                failed.generation = None
+            while failed.operations:
+                failing.extend(self._refuse(failed.operations.popleft(), error))
+            if failed.phase in (Phase.WAITING, Phase.RUNNING):
+                self._batcher.retire(failed)
 
-    def _refuse(self, command: Operation, error: KeaError) -> None:
-        """Answer a command on a failed or missing context: only a generation or a child has somebody waiting for it."""
+    def _refuse(self, command: Operation, error: KeaError) -> list[ContextState]:
+        """Answer a command on a failed or missing context; return the child that fails with it, if it is a fork."""
         if isinstance(command, Generate):
+            self._queued.pop(command.generation_id, None)
             self._fail_generation(command.generation_id, error)
-        elif isinstance(command, Fork):
-            child = self._contexts.get(command.child_id)
-            if child is not None:
-                self._bear(child)
-                self._poison(child, error)
+        child = self._contexts.get(command.child_id) if isinstance(command, Fork) else None
+        if child is None:
+            return []
+        child.move(Phase.IDLE)
+        return [child]
 
     def _fail_generation(self, generation_id: int, error: KeaError) -> None:
         self.events.append(GenerationFailed(generation_id, error))

@@ -2,7 +2,8 @@
 prompts.
 
 Single-threaded: a loop (`kea.cluster.loop`) calls `handle` and `step`. A fault while a step computes ends the
-contexts of that step with `EngineFault`; the engine goes on.
+contexts of that step with `EngineFault`, and the engine goes on. A fault of what all contexts rely on (the plan, the
+page copies, the prefix tree) leaves `step`: the loop ends.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -27,15 +28,18 @@ from kea.engine.base import (
     SnapshotTaken,
     TakeSnapshot,
 )
-from kea.engine.batcher import Batcher, StepWork, WorkItem
+from kea.engine.batcher import Batcher
+from kea.engine.compiling import Compilations
 from kea.engine.config import EngineConfig, StepLimits, resolve_limits
 from kea.engine.constraints import ConstraintCompiler
 from kea.engine.contexts import ContextTable
+from kea.engine.draft import StepWork, WorkItem
 from kea.engine.generation import GenerationState
 from kea.engine.latency import LatencyModel
 from kea.engine.machine import free_memory_bytes, resolve_device, set_num_threads
+from kea.engine.rows import Rows, score_prompt, select_rows
 from kea.engine.runner import Runner
-from kea.engine.sampling import Drawn, Sampler, token_logprobs
+from kea.engine.sampling import Drawn, Sampler, SamplingRow
 from kea.engine.state import ContextState
 from kea.engine.stopping import OutputTracker
 from kea.errors import EngineFault, KeaError
@@ -46,16 +50,9 @@ from kea.types import Stopping
 logger = logging.getLogger(__name__)
 
 SEED_BITS = 64
+POLL_S = 0.005
 Clock = Callable[[], float]
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """Which rows of a step's logits are for what: drawing (by item), and the prompt's log-probabilities (by item)."""
-
-    logit_rows: list[int]
-    draws: list[tuple[WorkItem, int]]
-    prompts: list[tuple[WorkItem, int, int]]  # item, first and one past the last index into logit_rows
+DrawnRows = list[tuple[ContextState, Drawn | KeaError]]
 
 
 class EngineCore:
@@ -73,7 +70,7 @@ class EngineCore:
         )
         self._runner = Runner(model, self._memory, limits.num_pages, limits.page_tokens)
         self._sampler = Sampler(model.facts.vocab_size, lambda: secrets.randbits(SEED_BITS))
-        self._constraints = ConstraintCompiler(tokenizer)
+        self._constraints = Compilations(ConstraintCompiler(tokenizer))
         self._limits = limits
         self._eos_token_ids = tuple(dict.fromkeys((*model.facts.eos_token_ids, *tokenizer.eos_token_ids)))
         self._counters = _Counters()
@@ -119,6 +116,13 @@ class EngineCore:
         """Whether `step` has anything to compute or to tell."""
         return bool(self._batcher.num_running or self._batcher.num_waiting or self._contexts.events)
 
+    @property
+    def wait_s(self) -> float | None:
+        """How long to wait for a command before the next `step`: not at all, a little, or (None) until there is one."""
+        if self.has_work:
+            return 0.0
+        return POLL_S if self._contexts.is_stalled else None
+
     def handle(self, command: Command) -> None:
         """Apply one command; what it has to tell comes out of the next `step`."""
         match command:
@@ -134,16 +138,18 @@ class EngineCore:
     def step(self) -> list[Event]:
         """Compute one step and return what happened since the last one, in order."""
         started = self._clock()
+        self._contexts.poll()
         work = self._batcher.plan()
+        self._runner.copy(work.copies)
         if work.items:
             self._admit(work, started)
             try:
-                self._compute(work, started)
+                unsound, drawn = self._compute(work)
             except Exception as error:
                 logger.exception("a step failed")
-                self._fail(work, EngineFault(f"The engine failed while it computed this request: {error!r}."))
-        elif work.copies:
-            self._runner.copy(work.copies)
+                self._fail(work.items, EngineFault(f"The engine failed while it computed this request: {error!r}."))
+            else:
+                self._conclude(work, started, unsound, drawn)
         events, self._contexts.events = self._contexts.events, []
         return events
 
@@ -174,34 +180,39 @@ class EngineCore:
             if item.context.generation is not None:
                 item.context.generation.admit(now)
 
-    def _compute(self, work: StepWork, started: float) -> None:
-        rows = _select_rows(work)
-        logits = self._runner.run(work, rows.logit_rows)
+    def _compute(self, work: StepWork) -> tuple[list[WorkItem], DrawnRows]:
+        """Run the model and draw; return the items whose numbers are not finite, and what was drawn."""
+        rows = select_rows(work)
+        logits, unsound = self._runner.run(work, rows.logit_rows)
         for item, first, stop in rows.prompts:
-            _score_prompt(item, logits[first:stop])
-        drawn = self._draw(logits, rows)
+            score_prompt(item, logits[first:stop])
+        return unsound, self._draw(logits, rows)
+
+    def _conclude(self, work: StepWork, started: float, unsound: list[WorkItem], drawn: DrawnRows) -> None:
+        """Let pages, generations and counters follow a step that was computed."""
         for item in work.items:
-            self._batcher.complete(item)
+            if item not in unsound:
+                self._batcher.complete(item)
         now = self._clock()
         self._count(work, now - started)
+        self._fail(unsound, EngineFault("The model computed numbers that are not finite."))
         for context, result in drawn:
-            self._take(context, result, now)
+            if context.error is None:
+                self._take(context, result, now)
         for item in work.items:
             if item.context.generation is None and item.context.num_pending <= 0:
                 self._batcher.wake(item.context)
 
-    def _draw(self, logits: torch.Tensor, rows: _Rows) -> list[tuple[ContextState, Drawn | KeaError]]:
+    def _draw(self, logits: torch.Tensor, rows: Rows) -> DrawnRows:
         """Draw a token for every row that draws; a row whose constraint fails gets that error instead."""
-        drawn: list[tuple[ContextState, Drawn | KeaError]] = []
+        drawn: DrawnRows = []
         contexts, specs, indices = [], [], []
         for item, index in rows.draws:
-            generation = item.context.generation
-            assert generation is not None, "a row draws for a context that generates nothing"
-            try:
-                specs.append(generation.row())
-            except KeaError as error:
-                drawn.append((item.context, error))
+            spec = _sampling_row(item.context)
+            if isinstance(spec, KeaError):
+                drawn.append((item.context, spec))
             else:
+                specs.append(spec)
                 contexts.append(item.context)
                 indices.append(index)
         if len(indices) != len(rows.logit_rows):
@@ -217,8 +228,8 @@ class EngineCore:
             return
         try:
             chunk = generation.take(context, drawn, now)
-        except KeaError as error:
-            self._contexts.fail(context, error)
+        except Exception as error:  # noqa: BLE001 - one request's fault is told to that request
+            self._contexts.fail(context, _as_fault(error))
             return
         self._counters.generation_tokens += 1
         self._contexts.events.append(Generated(generation.generation_id, chunk))
@@ -226,13 +237,21 @@ class EngineCore:
             self._counters.finished(chunk.finish.reason.value)
             self._contexts.end_generation(context)
 
-    def _fail(self, work: StepWork, error: KeaError) -> None:
-        for item in work.items:
-            if item.context.error is None:
-                self._contexts.fail(item.context, error)
+    def _fail(self, items: Sequence[WorkItem], error: KeaError) -> None:
+        """Fail the contexts of items that were not completed. What was written must not reach, behind a mask, whoever
+        has the page next: a weight of 0 times NaN is NaN.
+        """
+        for item in items:
+            self._runner.wipe(item)
+            self._contexts.fail(item.context, error)
 
-    def _start(self, command: Generate, context: ContextState) -> GenerationState:
+    def _start(self, command: Generate, context: ContextState, since: float) -> GenerationState | None:
         options = command.options
+        constraint = None
+        if options.constraint is not None:
+            constraint = self._constraints.try_compile(options.constraint)
+            if constraint is None:
+                return None
         room = self._limits.max_model_len - len(context.tokens)
         stopping = _within(options.stopping, room)
         detokenizer = self._tokenizer.create_detokenizer(
@@ -243,9 +262,9 @@ class EngineCore:
             options,
             sampling=self._sampler.create_state(options.sampling, context.tokens),
             tracker=OutputTracker(stopping, self._eos_token_ids, detokenizer),
-            constraint=self._constraints.compile(options.constraint) if options.constraint is not None else None,
+            constraint=constraint,
             prompt_len=len(context.tokens),
-            created_s=self._clock(),
+            created_s=since,
         )
 
     def _count(self, work: StepWork, seconds: float) -> None:
@@ -267,37 +286,24 @@ class _Counters:
         self.num_finished[reason] = self.num_finished.get(reason, 0) + 1
 
 
+def _sampling_row(context: ContextState) -> SamplingRow | KeaError:
+    """Return what a context's next token is drawn with, or why none can be."""
+    assert context.generation is not None, "a row draws for a context that generates nothing"
+    try:
+        return context.generation.row()
+    except Exception as error:  # noqa: BLE001 - one request's fault is told to that request
+        return _as_fault(error)
+
+
+def _as_fault(error: Exception) -> KeaError:
+    if isinstance(error, KeaError):
+        return error
+    logger.error("a request failed", exc_info=error)
+    return EngineFault(f"The engine failed at this request: {error!r}.")
+
+
 def _within(stopping: Stopping, room: int) -> Stopping:
     """Return the same ends for an output that has room for so many tokens."""
     if stopping.max_tokens <= room:
         return stopping
     return replace(stopping, max_tokens=room, min_tokens=min(stopping.min_tokens, room))
-
-
-def _select_rows(work: StepWork) -> _Rows:
-    """Choose the rows of the flattened batch whose logits are needed."""
-    rows = _Rows([], [], [])
-    row = 0
-    for item in work.items:
-        length = item.stop - item.start
-        if item.context.spec.prompt_logprobs is not None and item.context.scores_until > item.start:
-            first = len(rows.logit_rows)
-            rows.logit_rows.extend(range(row, row + min(item.stop, item.context.scores_until) - item.start))
-            rows.prompts.append((item, first, len(rows.logit_rows)))
-        if item.draws:
-            last = row + length - 1
-            if not rows.logit_rows or rows.logit_rows[-1] != last:
-                rows.logit_rows.append(last)
-            rows.draws.append((item, len(rows.logit_rows) - 1))
-        row += length
-    return rows
-
-
-def _score_prompt(item: WorkItem, logits: torch.Tensor) -> None:
-    """Record the log-probability of every prompt token that follows a computed row."""
-    context = item.context
-    assert context.spec.prompt_logprobs is not None
-    targets = context.tokens[item.start + 1 : item.start + 1 + len(logits)]
-    entries = token_logprobs(logits, targets, [context.spec.prompt_logprobs] * len(targets))
-    for offset, entry in enumerate(entries):
-        context.prompt_logprobs[item.start + 1 + offset] = entry

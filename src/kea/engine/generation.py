@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from kea.engine.constraints import ConstraintState
 from kea.engine.sampling import Drawn, RowState, SamplingRow
@@ -15,8 +15,7 @@ from kea.types import Chunk, Finish, FinishReason, GenerateOptions, TokenLogprob
 class GenerationState:
     """What one generation remembers. Lives from its command until its last chunk.
 
-    Times come from the engine's clock, in seconds. `cached_tokens` of the prompt were there before it was admitted, or
-    were found in the prefix tree.
+    Times come from the engine's clock, in seconds.
     """
 
     generation_id: int
@@ -26,10 +25,10 @@ class GenerationState:
     constraint: ConstraintState | None
     prompt_len: int
     created_s: float
-    cached_tokens: int = 0
     num_preemptions: int = 0
-    admitted_s: float | None = field(default=None)
-    first_token_s: float | None = field(default=None)
+    admitted_s: float | None = None
+    first_token_s: float | None = None
+    cached_tokens: int | None = None  # known with the first token
 
     def admit(self, now: float) -> None:
         """Note the first step that computes something of this generation."""
@@ -47,6 +46,7 @@ class GenerationState:
         """
         if self.first_token_s is None:
             self.first_token_s = now
+            self.cached_tokens = self._count_cached(context)
         context.tokens.append(drawn.token_id)
         is_complete = self._advance_constraint(drawn.token_id)
         progress = self.tracker.push(drawn.token_id, is_complete=is_complete)
@@ -73,15 +73,21 @@ class GenerationState:
 
     def _finish(self, context: ContextState, end: End, now: float) -> Finish:
         context_len = self.prompt_len + end.num_kept
-        del context.tokens[context_len:]
-        return Finish(end.reason, self._usage(now), context_len, end.residual, end.stop)
+        usage = self._usage(context, now)
+        context.cut(context_len)
+        context.num_fresh = 0
+        return Finish(end.reason, usage, context_len, end.residual, end.stop)
 
-    def _usage(self, now: float) -> Usage:
+    def _count_cached(self, context: ContextState) -> int:
+        """Return how much of the prompt was there without being computed for this generation: never its last token."""
+        return max(0, min(self.prompt_len - 1, context.pages.num_computed - context.num_fresh))
+
+    def _usage(self, context: ContextState, now: float) -> Usage:
         admitted = self.admitted_s if self.admitted_s is not None else now
         first = self.first_token_s if self.first_token_s is not None else now
         return Usage(
             prompt_tokens=self.prompt_len,
-            cached_tokens=min(self.cached_tokens, self.prompt_len),
+            cached_tokens=self._count_cached(context) if self.cached_tokens is None else self.cached_tokens,
             output_tokens=self.tracker.num_tokens,
             waiting_s=admitted - self.created_s,
             prefill_s=first - admitted,
@@ -91,11 +97,13 @@ class GenerationState:
 
 
 def _take_prompt_logprobs(context: ContextState) -> tuple[TokenLogprob | None, ...] | None:
-    """Return the prompt's log-probabilities, once: an entry per token, the first one without."""
-    if context.spec.prompt_logprobs is None or context.is_scored:
+    """Return the prompt's log-probabilities, once: an entry per token; the first one and those behind a dropped token
+    have none.
+    """
+    if not context.wants_scores:
         return None
     assert context.generation is not None
     context.is_scored = True
     entries = context.prompt_logprobs
     context.prompt_logprobs = {}
-    return (None, *(entries[position] for position in range(1, context.generation.prompt_len)))
+    return (None, *(entries.get(position) for position in range(1, context.generation.prompt_len)))

@@ -2,8 +2,8 @@
 
 Order: priority first (smaller is earlier). Within one priority, tenants share the engine by the Virtual Token Counter
 of Sheng et al., "Fairness in Serving Large Language Models" (OSDI '24): the tenant that was served the fewest tokens is
-next, and one that returns after a pause starts at the level of the least served tenant that is waiting. Within a tenant
-the order is that of the applications, then of arrival.
+next, and one that returns after a pause starts at the level of the least served tenant that is waiting (where none is,
+of the one served last). Within a tenant the order is that of the applications, then of arrival.
 """
 
 from __future__ import annotations
@@ -21,10 +21,16 @@ class WaitingQueue:
     def __init__(self) -> None:
         self._lanes: dict[tuple[int, str], list[tuple[float, int, ContextState]]] = {}
         self._served: dict[str, int] = {}
+        self._level = 0  # of the tenant that was served last
         self._num_waiting = 0
 
     def __len__(self) -> int:
         return self._num_waiting
+
+    @property
+    def priorities(self) -> set[int]:
+        """The priorities of which contexts wait."""
+        return {priority for priority, _ in self._lanes}
 
     def push(self, context: ContextState) -> None:
         tenant = context.spec.tenant
@@ -44,25 +50,28 @@ class WaitingQueue:
         if not lane:
             del self._lanes[key]
 
+    def take(self, context: ContextState) -> None:
+        """Remove a context that is served now."""
+        self._level = self._served.get(context.spec.tenant, 0)
+        self.remove(context)
+
     def charge(self, tenant: str, num_tokens: int) -> None:
         """Record that the engine computed `num_tokens` tokens for a tenant."""
         self._served[tenant] = self._served.get(tenant, 0) + num_tokens
 
-    def in_order(self) -> Iterator[ContextState]:
-        """Yield the waiting contexts, first to be served first. The caller may remove what it was given.
+    def in_order(self, priority: int) -> Iterator[ContextState]:
+        """Yield the waiting contexts of a priority, first to be served first. The caller may remove what it was given.
 
-        Within a priority the tenants are visited in rounds, least served first.
+        The tenants are visited in rounds, least served first.
         """
-        for priority in sorted({priority for priority, _ in self._lanes}):
-            tenants = sorted((t for p, t in self._lanes if p == priority), key=lambda t: self._served.get(t, 0))
-            lanes = [list(self._lanes[priority, tenant]) for tenant in tenants]
-            for round_of_tenants in itertools.zip_longest(*lanes):
-                yield from (entry[2] for entry in round_of_tenants if entry is not None)
+        tenants = sorted((t for p, t in self._lanes if p == priority), key=lambda t: self._served.get(t, 0))
+        lanes = [list(self._lanes[priority, tenant]) for tenant in tenants]
+        for round_of_tenants in itertools.zip_longest(*lanes):
+            yield from (entry[2] for entry in round_of_tenants if entry is not None)
 
     def _lift(self, tenant: str) -> None:
         levels = [self._served.get(other, 0) for _, other in self._lanes if other != tenant]
-        if levels:
-            self._served[tenant] = max(self._served.get(tenant, 0), min(levels))
+        self._served[tenant] = max(self._served.get(tenant, 0), min(levels, default=self._level))
 
 
 def _entry(context: ContextState) -> tuple[float, int, ContextState]:

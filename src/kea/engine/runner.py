@@ -4,6 +4,8 @@ requests.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from kea.attention.base import Run, SequencePlan, StepPlan
-from kea.engine.batcher import StepWork, WorkItem
+from kea.engine.draft import StepWork, WorkItem
 from kea.memory import KVMemory, PageCopy
 from kea.models.base import DecoderModel, StepInput
 
@@ -27,12 +29,36 @@ class Runner:
         self._page_tokens = page_tokens
         self._cache = model.create_cache(num_pages * page_tokens)
 
-    def run(self, work: StepWork, logit_rows: Sequence[int]) -> torch.Tensor:
-        """Compute a step; return the logits [R, V] fp32 of the given rows of the flattened batch."""
-        self.copy(work.copies)
+    def run(self, work: StepWork, logit_rows: Sequence[int]) -> tuple[torch.Tensor, list[WorkItem]]:
+        """Compute a step whose copies are done; return the logits [R, V] fp32 of the given rows of the flattened batch,
+        and the items whose KV is not finite.
+        """
         step = self._step_input(work.items, logit_rows)
         with torch.inference_mode():
-            return self._model.forward(step, self._cache)
+            logits = self._model.forward(step, self._cache)
+            return logits, self._unsound(work.items, step.plan.slots)
+
+    def wipe(self, item: WorkItem) -> None:
+        """Zero what an item has written, or was to write."""
+        positions = np.arange(item.start, item.stop, dtype=np.int64)
+        slots = _tensor(self._slots(item.context.pages.pages, positions), self._model.facts.device)
+        for layer in self._cache:
+            layer.keys[slots] = 0
+            layer.values[slots] = 0
+
+    def _unsound(self, items: Sequence[WorkItem], slots: torch.Tensor) -> list[WorkItem]:
+        """Return the items of which a row's KV is not finite. The last layer tells: what is not finite in a layer
+        before it reaches it through the residual stream.
+        """
+        last = self._cache[-1]
+        rows = [part.index_select(0, slots).flatten(1) for part in (last.keys, last.values)]
+        if all(math.isfinite(part.sum(dtype=torch.float32).item()) for part in rows):
+            return []
+        is_sound = torch.cat(rows, dim=1).isfinite().all(dim=1).tolist()
+        stops = itertools.accumulate(item.num_tokens for item in items)
+        return [
+            item for item, stop in zip(items, stops, strict=True) if not all(is_sound[stop - item.num_tokens : stop])
+        ]
 
     def copy(self, copies: Sequence[PageCopy]) -> None:
         """Perform page copies, in order."""

@@ -54,6 +54,8 @@ class ContextState:
     error: KeaError | None = None
     prompt_logprobs: dict[int, TokenLogprob] = field(default_factory=dict)
     is_scored: bool = False
+    seen_len: int = 0  # the tokens below were computed before, though what came of it may be lost again
+    num_fresh: int = 0  # tokens computed for the first time since the last generation ended
 
     @property
     def goal(self) -> int:
@@ -62,12 +64,17 @@ class ContextState:
 
     @property
     def num_pending(self) -> int:
-        return self.goal - self.pages.num_computed
+        return self.goal - self.pages.num_computed if self.error is None else 0
+
+    @property
+    def wants_scores(self) -> bool:
+        """Whether the prompt's log-probabilities are asked for and not yet reported: every row has to be computed."""
+        return self.spec.prompt_logprobs is not None and not self.is_scored
 
     @property
     def scores_until(self) -> int:
-        """The rows below this one give a prompt token's log-probability (0 once they were reported)."""
-        if self.is_scored:
+        """The rows below this one give a prompt token's log-probability (0 when none is wanted)."""
+        if not self.wants_scores:
             return 0
         prompt_len = len(self.tokens) if self.generation is None else self.generation.prompt_len
         return prompt_len - 1
@@ -81,6 +88,33 @@ class ContextState:
     def rank(self) -> tuple[int, float, int]:
         """Smaller is served earlier and preempted later."""
         return (self.spec.priority, self.spec.order, self.arrival)
+
+    def note_computed(self, start: int, stop: int) -> None:
+        """Count the tokens of [start, stop) that were never computed before."""
+        self.num_fresh += max(0, stop - max(start, self.seen_len))
+        self.seen_len = max(self.seen_len, stop)
+
+    @property
+    def num_reusable(self) -> int:
+        """How many of the tokens may count as computed after a cut: where every token is to be scored, the row before
+        the next one is computed again.
+        """
+        return max(0, len(self.tokens) - 1) if self.wants_scores else len(self.tokens)
+
+    def inherit(self, parent: ContextState, at: int) -> None:
+        """Become the first `at` tokens of another context, and what is known of them."""
+        self.tokens = parent.tokens[:at]
+        self.seen_len = min(parent.seen_len, at)
+        self.is_scored = parent.is_scored
+        if self.wants_scores:
+            self.prompt_logprobs = {p: entry for p, entry in parent.prompt_logprobs.items() if p < at}
+
+    def cut(self, length: int) -> None:
+        """Forget what is known of the tokens from `length` on."""
+        del self.tokens[length:]
+        self.seen_len = min(self.seen_len, length)
+        for position in [position for position in self.prompt_logprobs if position >= length]:
+            del self.prompt_logprobs[position]
 
     def move(self, phase: Phase) -> None:
         assert phase in MOVES[self.phase], f"a context cannot go from {self.phase} to {phase}"
