@@ -24,7 +24,10 @@ MODULES = {
     "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
 }
 # Base dependencies that the package needs without importing them, and what for.
-INDIRECT = {"jinja2": "transformers renders chat templates with it"}
+INDIRECT = {
+    "jinja2": "transformers renders chat templates with it",
+    "safetensors": "transformers reads checkpoints with it",
+}
 # Modules that come with a declared distribution and are used inside functions only.
 PROVIDED = {"triton": "torch's builds for CUDA bring it"}
 DEVELOPMENT = frozenset({"dev"})

@@ -73,12 +73,14 @@ class Stopping:
         check_range("max_tokens", self.max_tokens, 1)
         check_range("min_tokens", self.min_tokens, 0, self.max_tokens)
         if any(not text for text in self.stop):
-            raise InvalidRequest("stop holds an empty string; a stop string needs at least one character.", param="stop")
+            raise InvalidRequest(
+                "stop holds an empty string; a stop string needs at least one character.", param="stop"
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """A grammar that the output must match. `source` is a JSON schema, a regular expression, or choices as a JSON list."""
+    """A grammar that the output must match; `source` is a JSON schema, an expression, or choices as a JSON list."""
 
     kind: Literal["json_schema", "json_object", "regex", "choice", "grammar"]
     source: str
@@ -105,7 +107,7 @@ class GenerateOptions:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """The natural-log probability of a token (before temperature and penalties, as OpenAI reports it) and its rivals."""
+    """A token's natural-log probability, before temperature and penalties as OpenAI reports it, and its rivals."""
 
     token_id: int
     logprob: float
