@@ -8,6 +8,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 
 import typer
 from rich.markup import escape
@@ -25,14 +26,25 @@ EXTRAS = {
 GIB = 2**30
 
 
+class State(Enum):
+    """THERE: can be used. ABSENT: Kea runs without it. PROBLEM: Kea cannot run here."""
+
+    THERE = "there"
+    ABSENT = "absent"
+    PROBLEM = "problem"
+
+
+MARKS = {State.THERE: "[green]✓[/]", State.ABSENT: "[dim]-[/]", State.PROBLEM: "[bold red]✗[/]"}
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report. A problem is what keeps Kea from running here."""
+    """One line of the report."""
 
     name: str
     found: str
     meaning: str
-    is_problem: bool = False
+    state: State = State.THERE
 
 
 def doctor() -> None:
@@ -43,22 +55,25 @@ def doctor() -> None:
     findings = list(_look())
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 3, 0, 0))
     for finding in findings:
-        mark = "[bold red]✗[/]" if finding.is_problem else "[green]✓[/]"
-        table.add_row(mark, finding.name, escape(finding.found), f"[dim]{escape(finding.meaning)}[/]")
+        table.add_row(MARKS[finding.state], finding.name, escape(finding.found), f"[dim]{escape(finding.meaning)}[/]")
     out.print(f"[bold]kea {__version__}[/]")
     out.print(table, soft_wrap=False)
-    if any(finding.is_problem for finding in findings):
+    if any(finding.state is State.PROBLEM for finding in findings):
         raise typer.Exit(1)
 
 
 def _look() -> Iterator[Finding]:
-    is_old = sys.version_info < (3, 11)
-    yield Finding("python", platform.python_version(), "3.11 or newer is needed", is_old)
+    yield Finding("python", platform.python_version(), "3.11 or newer is needed", _need(sys.version_info >= (3, 11)))
     yield from _look_at_torch()
     yield _look_at_embedded_model()
     for extra, (module, use) in EXTRAS.items():
-        found = "installed" if importlib.util.find_spec(module) is not None else "not installed"
-        yield Finding(f"extra {extra}", found, use)
+        is_there = importlib.util.find_spec(module) is not None
+        found, state = ("installed", State.THERE) if is_there else ("not installed", State.ABSENT)
+        yield Finding(f"extra {extra}", found, use, state)
+
+
+def _need(is_met: bool) -> State:
+    return State.THERE if is_met else State.PROBLEM
 
 
 def _look_at_torch() -> Iterator[Finding]:
@@ -70,12 +85,12 @@ def _look_at_torch() -> Iterator[Finding]:
     yield Finding("transformers", importlib.metadata.version("transformers"), "defines the models")
     yield Finding("cores", str(num_cores()), "threads of an engine on the CPU (--num-threads)")
     free = free_memory_bytes("cpu") / GIB
-    yield Finding("free memory", f"{free:.1f} GiB", f"at most {free / 4:.1f} GiB for keys and values", free < 1)
+    yield Finding("free memory", f"{free:.1f} GiB", f"at most {free / 4:.1f} GiB for keys and values", _need(free >= 1))
     if torch.cuda.is_available():
         total = torch.cuda.get_device_properties(0).total_memory / GIB
         yield Finding("GPU", f"{torch.cuda.get_device_name(0)}, {total:.0f} GiB", "used unless --device cpu is given")
     else:
-        yield Finding("GPU", "none", "models run on the CPU")
+        yield Finding("GPU", "none", "models run on the CPU", State.ABSENT)
 
 
 def _look_at_embedded_model() -> Finding:
@@ -85,5 +100,5 @@ def _look_at_embedded_model() -> Finding:
     try:
         require_embedded_model()
     except ModelLoadFailed as error:
-        return Finding("embedded model", "missing", error.message, is_problem=True)
+        return Finding("embedded model", "missing", error.message, State.PROBLEM)
     return Finding("embedded model", "installed", "what kea demo and kea serve without a model use")
