@@ -20,7 +20,7 @@ demo: $(VENV)/.base ## install what serving needs and run the demonstration
 	$(BIN)/kea demo $(ARGS)
 
 test: $(VENV)/.dev ## run the default tests (CPU, no network); ARGS='-m slow' for the slow ones
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
 
 check: $(VENV)/.dev ## format, lint, types, import order, sizes, documents; ARGS=sizes for one of them
 	$(BIN)/python -m tools.check $(ARGS)
