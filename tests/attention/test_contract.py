@@ -12,7 +12,7 @@ from kea.attention.base import AttentionBackend, LayerCache, LayerSpec
 from kea.errors import InvalidRequest
 from tests.attention.plans import Case, dense_oracle, random_case
 
-BACKENDS = ("reference", "torch")
+BACKENDS = ("reference", "torch", "numba")
 
 
 @pytest.fixture(params=BACKENDS)
@@ -123,5 +123,5 @@ def test_a_backend_that_calls_itself_batch_invariant_is_so_bitwise(backend: Atte
 
 
 def test_an_unknown_backend_is_refused_by_name() -> None:
-    with pytest.raises(InvalidRequest, match=r"backend is 'fast'; it must be one of auto, torch, reference\."):
+    with pytest.raises(InvalidRequest, match=r"backend is 'fast'; it must be one of auto, torch, numba, reference\."):
         create_backend("fast")

@@ -5,19 +5,24 @@ from __future__ import annotations
 from kea.attention.base import AttentionBackend
 from kea.errors import InvalidRequest
 
-BACKEND_NAMES = ("auto", "torch", "reference")
+BACKEND_NAMES = ("auto", "torch", "numba", "reference")
 
 
 def create_backend(name: str = "auto", device: str = "cpu") -> AttentionBackend:
-    """Return the backend `name` for `device`; `auto` is the fastest exact one there (`torch` everywhere so far).
+    """Return the backend `name` for `device`; `auto` is `torch`, which runs wherever torch runs.
 
-    Raises `InvalidRequest` for a name that is not in `BACKEND_NAMES`.
+    Raises `InvalidRequest` for a name that is not in `BACKEND_NAMES`, and for `numba` off the CPU.
     """
-    del device  # every backend so far runs wherever torch runs
     if name in {"auto", "torch"}:
         from kea.attention.gather import GatherAttention
 
         return GatherAttention()
+    if name == "numba":
+        if device != "cpu":
+            raise InvalidRequest(f"backend is 'numba', which runs on a CPU; device is {device!r}.", param="backend")
+        from kea.attention.numba_cpu import NumbaAttention
+
+        return NumbaAttention()
     if name == "reference":
         from kea.attention.reference import ReferenceAttention
 

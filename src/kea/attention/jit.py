@@ -1,0 +1,96 @@
+"""How numba compiles and runs our CPU kernels: what is cached on disk, which threads run them.
+
+Owns the one lock under which kernels run, and the threads on which torch's products run beside them. Knows no attention
+and no models; their kernels are decorated here.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numba
+import torch
+
+logger = logging.getLogger(__name__)
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# Sums may be formed in vectors; what is not finite keeps its meaning, since masked logits are -inf.
+FAST_SUMS = frozenset({"reassoc", "contract", "nsz"})
+
+# numba's own pool sleeps between kernels. Its OpenMP layer spins at barriers, as torch's does: on cores that others use
+# too, products were measured ten times slower so. The pool takes one caller at a time; a second ends the process.
+numba.config.THREADING_LAYER = "workqueue"
+_RUNNING = threading.RLock()
+_WORKERS = ThreadPoolExecutor(thread_name_prefix="kea-products")
+
+
+class _Budget(threading.local):
+    """The threads that the block in this thread holds; 0 outside."""
+
+    num_threads = 0
+
+
+_BUDGET = _Budget()
+
+
+def compiled(*, parallel: bool = False, exact: bool = False) -> Callable[[F], F]:
+    """Compile a kernel on its first call, for the types of that call, without the interpreter's lock.
+
+    The machine code is kept on disk beside the module or, where that is read-only, in the user's cache; where neither
+    can be written it is compiled anew in every process, with a warning. `exact`: no sum is reordered.
+    """
+
+    def decorate(function: F) -> F:
+        options = {"parallel": parallel, "nogil": True, "fastmath": False if exact else set(FAST_SUMS)}
+        try:
+            kernel: F = numba.njit(cache=True, **options)(function)
+        except RuntimeError as error:
+            logger.warning("The compiled kernel %s cannot be kept on disk: %s", function.__name__, error)
+            kernel = numba.njit(cache=False, **options)(function)
+        return kernel
+
+    return decorate
+
+
+@contextmanager
+def running_kernels() -> Iterator[int]:
+    """Hold the kernels' threads while the block runs; gives their number, which is torch's: one budget for both.
+
+    Meanwhile an operator of torch runs on the thread that calls it alone; `spread` makes them several. May be nested.
+    """
+    if _BUDGET.num_threads:
+        yield _BUDGET.num_threads
+        return
+    with _RUNNING:
+        given = torch.get_num_threads()
+        _BUDGET.num_threads = max(1, min(given, int(numba.config.NUMBA_NUM_THREADS)))
+        numba.set_num_threads(_BUDGET.num_threads)
+        torch.set_num_threads(1)
+        try:
+            yield _BUDGET.num_threads
+        finally:
+            torch.set_num_threads(given)
+            _BUDGET.num_threads = 0
+
+
+def spread(num_parts: int, work: Callable[[int], None]) -> None:
+    """Call `work` with 0 ... `num_parts` - 1, each on a thread of its own, the last on this one. No kernel may follow
+    in `work` that is parallel itself."""
+
+    def infer(part: int) -> None:
+        with torch.inference_mode():
+            work(part)
+
+    others = [_WORKERS.submit(infer, part) for part in range(num_parts - 1)]
+    try:
+        infer(num_parts - 1)
+    finally:
+        wait(others)
+    for other in others:
+        other.result()

@@ -1,0 +1,68 @@
+"""Compiling kernels: one thread budget with torch, and installs whose files cannot be written."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import pytest
+import torch
+
+from kea.attention.jit import compiled, running_kernels, spread
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_kernels_run_on_as_many_threads_as_torch_was_given(num_threads: int) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(num_threads)
+        with running_kernels() as granted:
+            assert granted == min(num_threads, numba.config.NUMBA_NUM_THREADS)
+            assert numba.get_num_threads() == granted
+            assert torch.get_num_threads() == 1
+            with running_kernels() as nested:
+                assert nested == granted
+        assert torch.get_num_threads() == num_threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_work_is_spread_over_threads_and_its_error_is_raised_after_all_have_ended() -> None:
+    done: dict[int, int] = {}
+
+    def work(part: int) -> None:
+        done[part] = threading.get_ident()
+        if part == 1:
+            raise ValueError("part 1")
+
+    with pytest.raises(ValueError, match="part 1"):
+        spread(3, work)
+    assert set(done) == {0, 1, 2}
+    assert done[2] == threading.get_ident()
+
+
+def test_where_nothing_can_be_kept_on_disk_kernels_still_compile_and_say_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    original = numba.njit
+
+    def refusing(*, cache: bool, **options: Any) -> Callable[..., Any]:
+        def decorate(function: Callable[..., Any]) -> Any:
+            if cache:
+                raise RuntimeError("cannot cache function: no locator available")
+            return original(**options)(function)
+
+        return decorate
+
+    monkeypatch.setattr(numba, "njit", refusing)
+
+    def double(x: int) -> int:
+        return 2 * x
+
+    with caplog.at_level(logging.WARNING):
+        kernel = compiled()(double)
+    assert kernel(21) == 42
+    assert "double cannot be kept on disk: cannot cache function" in caplog.text
