@@ -29,7 +29,7 @@ class Serving:
     def engine_pid(self) -> int:
         """The process id of the engine's worker."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return next(int(pid) for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text())
+        return next(int(pid) for pid in children if "kea.cluster.process" in Path(f"/proc/{pid}/cmdline").read_text())
 
     def metrics(self) -> dict[str, float]:
         """Every sample of /metrics, by its name with labels."""

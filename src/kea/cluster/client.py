@@ -1,14 +1,15 @@
 """`Engine` over a channel: the caller's side of an engine that runs on another thread or in another process.
 
 Owns the ids, the streams of running generations and the engine's restarts. When the engine dies, every running
-generation
-raises `EngineDied` (retryable), contexts made on it raise the same from then on, and the channel is opened again; a new
-context waits for the new engine. Knows no prompts, no models. All methods are called on one event loop.
+generation raises `EngineDied` (retryable), contexts made on it raise the same from then on, and the channel is opened
+again: at once after the first death, later each time after a longer pause. A new context waits for the new engine.
+Knows no prompts, no models. All methods are called on one event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 from collections import deque
@@ -43,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 MAX_RESTARTS = 5
 RESTART_WINDOW_S = 600.0
+MAX_PAUSE_S = 8.0
 OnLoading = Callable[[Loading], None]
 
 
@@ -58,13 +60,14 @@ class EngineClient:
         self._snapshots: dict[int, asyncio.Future[Snapshot]] = {}
         self._outbox: list[Command] = []
         self._is_ready = False
-        self._is_closing = False
+        self._closing = asyncio.Event()
+        self._restart: asyncio.Task[None] | None = None
         self._failure: KeaError | None = None
         self._started: asyncio.Future[EngineInfo] = self._loop.create_future()
         self._info: EngineInfo | None = None
         self.epoch = 0
         self.num_restarts = 0
-        self._deaths_s: deque[float] = deque(maxlen=MAX_RESTARTS + 1)
+        self._deaths_s: deque[float] = deque()
 
     @classmethod
     async def start(cls, channel: Channel, on_loading: OnLoading | None = None) -> EngineClient:
@@ -89,13 +92,15 @@ class EngineClient:
         return self._is_ready
 
     def create_context(self, spec: ContextSpec) -> ClientContext:
-        self._check_open()
+        if self.failure is not None:
+            raise self.failure
         context = ClientContext(self, next(self._ids), self.epoch)
         self.send(CreateContext(context.context_id, spec))
         return context
 
     async def snapshot(self, *, check: bool = False) -> Snapshot:
-        self._check_open()
+        if self.failure is not None:
+            raise self.failure
         request_id = next(self._ids)
         future: asyncio.Future[Snapshot] = self._loop.create_future()
         self._snapshots[request_id] = future
@@ -108,31 +113,43 @@ class EngineClient:
 
     async def close(self) -> None:
         """Fail what still runs with `ServiceClosing`, end the engine and wait for its end."""
-        if self._is_closing:
+        if self._closing.is_set():
             return
-        self._is_closing = True
-        self._fail_all(ServiceClosing("The engine is closing."))
+        self._closing.set()
+        self._failure = ServiceClosing("The engine is closing.")
+        self._fail_all(self._failure)
+        if self._restart is not None:
+            await self._restart  # it must not open the channel behind its end
         await asyncio.to_thread(self._channel.close)
 
     # For contexts and streams
+
+    @property
+    def failure(self) -> KeaError | None:
+        """Why no engine will answer any more: it is closing, or it was given up; None while one does or will."""
+        return self._failure
 
     def next_id(self) -> int:
         return next(self._ids)
 
     def send(self, command: Command) -> None:
-        """Send a command with the others of this turn of the event loop."""
+        """Send a command with the others of this turn of the event loop; nobody takes it where there is a `failure`."""
+        if self._failure is not None:
+            return
         if not self._outbox and self._is_ready:
             self._loop.call_soon(self._flush)
         self._outbox.append(command)
 
-    def open_stream(self, generation_id: int) -> ChunkStream:
-        stream = ChunkStream(self, generation_id)
-        self._streams[generation_id] = stream
+    def generate(self, context_id: int, options: GenerateOptions) -> ChunkStream:
+        generation_id = self.next_id()
+        stream = self._streams[generation_id] = ChunkStream(self, generation_id)
+        self.send(Generate(context_id, generation_id, options))
         return stream
 
-    def died(self) -> EngineDied:
-        """The error of a context whose engine is gone."""
-        return EngineDied("The engine that held this context died.", hint="Send the request again.")
+    def cancel(self, generation_id: int) -> None:
+        """Cancel a generation that still runs."""
+        if generation_id in self._streams:
+            self.send(Cancel(generation_id))
 
     # The channel's side
 
@@ -210,7 +227,7 @@ class EngineClient:
 
     def _bury(self, error: KeaError) -> None:
         """The engine is gone: fail what ran on it and open the channel again."""
-        if self._is_closing:
+        if self._closing.is_set():
             return
         self._is_ready = False
         if not self._started.done():
@@ -219,23 +236,34 @@ class EngineClient:
         logger.error("the engine died: %s", error)
         self._fail_all(EngineDied(str(error), hint="Send the request again."))
         self.epoch += 1
-        if self._dies_too_often():
+        num_deaths = self._count_death()
+        if num_deaths > MAX_RESTARTS:
             self._failure = EngineDied(
-                f"The engine died {MAX_RESTARTS + 1} times within {RESTART_WINDOW_S:.0f} s and is given up: {error}"
+                f"The engine died {num_deaths} times within {RESTART_WINDOW_S:.0f} s and is given up: {error}"
             )
             return
-        self.num_restarts += 1
-        self._loop.run_in_executor(None, self._reopen)
+        pause_s = 0.0 if num_deaths == 1 else min(MAX_PAUSE_S, 2.0 ** (num_deaths - 2))
+        self._restart = self._loop.create_task(self._reopen(pause_s))
 
-    def _dies_too_often(self) -> bool:
-        self._deaths_s.append(self._loop.time())
-        is_full = len(self._deaths_s) == self._deaths_s.maxlen
-        return is_full and self._deaths_s[-1] - self._deaths_s[0] < RESTART_WINDOW_S
+    def _count_death(self) -> int:
+        """Return how often the engine has died within the window, with this time."""
+        now = self._loop.time()
+        self._deaths_s.append(now)
+        while self._deaths_s[0] < now - RESTART_WINDOW_S:
+            self._deaths_s.popleft()
+        return len(self._deaths_s)
 
-    def _reopen(self) -> None:
-        self._channel.close()
-        if not self._is_closing:
-            self._open()
+    async def _reopen(self, pause_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._closing.wait(), pause_s)
+        try:
+            await asyncio.to_thread(self._channel.close)
+            if not self._closing.is_set():
+                await asyncio.to_thread(self._open)
+                self.num_restarts += 1
+        except Exception as error:
+            logger.exception("the engine could not be started again")
+            self._bury(EngineDied(f"The engine could not be started again: {error!r}."))
 
     def _fail_all(self, error: KeaError) -> None:
         streams, self._streams = self._streams, {}
@@ -247,15 +275,12 @@ class EngineClient:
                 future.set_exception(error)
         self._outbox.clear()
 
-    def _check_open(self) -> None:
-        if self._is_closing:
-            raise ServiceClosing("The engine is closing.")
-        if self._failure is not None:
-            raise self._failure
-
 
 class ChunkStream:
-    """A running generation. One reader; ends after the chunk that carries `finish`."""
+    """A running generation. One reader; ends after the chunk that carries `finish`.
+
+    The engine does not wait for the reader: what was not read is kept, at most `max_tokens` chunks.
+    """
 
     def __init__(self, client: EngineClient, generation_id: int) -> None:
         self._client = client
@@ -270,7 +295,7 @@ class ChunkStream:
 
     def cancel(self) -> None:
         """Ask for the end; the stream still ends with a chunk (reason CANCELLED) or an error."""
-        self._client.send(Cancel(self._generation_id))
+        self._client.cancel(self._generation_id)
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
         while True:
@@ -295,12 +320,12 @@ class ClientContext:
         self._send(Append(self.context_id, tuple(token_ids)))
 
     def generate(self, options: GenerateOptions) -> ChunkStream:
-        generation_id = self._client.next_id()
-        stream = self._client.open_stream(generation_id)
-        if self._is_lost:
-            stream.fail(self._client.died())
-        else:
-            self._send(Generate(self.context_id, generation_id, options))
+        assert not self._is_free, "a freed context was used"
+        error = self._error
+        if error is None:
+            return self._client.generate(self.context_id, options)
+        stream = ChunkStream(self._client, self._client.next_id())
+        stream.fail(error)
         return stream
 
     def fork(self, at: int | None = None) -> ClientContext:
@@ -320,10 +345,15 @@ class ClientContext:
             self._is_free = True
 
     @property
-    def _is_lost(self) -> bool:
-        return self._epoch != self._client.epoch
+    def _error(self) -> KeaError | None:
+        """Why nothing can be done with the context any more."""
+        if self._client.failure is not None:
+            return self._client.failure
+        if self._epoch != self._client.epoch:
+            return EngineDied("The engine that held this context died.", hint="Send the request again.")
+        return None
 
     def _send(self, command: Command) -> None:
         assert not self._is_free, "a freed context was used"
-        if not self._is_lost:
+        if self._error is None:
             self._client.send(command)

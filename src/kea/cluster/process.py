@@ -1,7 +1,9 @@
 """An engine in a worker process: the server's mode. Its death does not touch the server. Knows the loop, no prompts.
 
-The worker is spawned, not forked. Two threads keep the pipe flowing: one in the worker that takes commands while a step
-runs, one here that takes messages. The worker ends when its pipe closes, so it never outlives this process, and it
+The worker is a fresh interpreter that imports this module, and nothing of the program that started it: unlike with
+`multiprocessing`, a script needs no `if __name__ == "__main__"`, and runs once. Three threads keep the pipe flowing, so
+that neither side ever waits for the other: one in the worker that takes commands while a step runs, and here one that
+sends and one that takes messages. The worker ends when its pipe closes, so it never outlives this process, and it
 ignores SIGINT: a Ctrl-C is for the parent to handle.
 """
 
@@ -12,9 +14,10 @@ import logging
 import multiprocessing
 import queue
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 
 from kea.cluster.base import Died, Message, Ready, Receiver
@@ -26,6 +29,7 @@ from kea.errors import EngineDied
 logger = logging.getLogger(__name__)
 
 JOIN_S = 10.0
+MAIN = "import sys; sys.path[:] = {path!r}; from kea.cluster.process import work; work({fd})"
 
 
 class ProcessChannel:
@@ -33,64 +37,101 @@ class ProcessChannel:
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
-        self._process: multiprocessing.process.BaseProcess | None = None
-        self._connection: Connection | None = None
-        self._reader: threading.Thread | None = None
-        self._is_ready = False
+        self._worker: Worker | None = None
 
     @property
     def pid(self) -> int | None:
         """The worker's process id; None while there is none."""
-        return self._process.pid if self._process is not None else None
+        return self._worker.process.pid if self._worker is not None else None
 
     def open(self, receive: Receiver) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        ours, theirs = spawn.Pipe()
-        self._process = spawn.Process(target=_work, args=(self._config, theirs), name="kea-engine", daemon=True)
-        with _interrupts_blocked():
-            self._process.start()
-        theirs.close()
-        self._connection = ours
-        self._is_ready = False
-
-        def take(messages: Sequence[Message]) -> None:
-            self._is_ready = self._is_ready or any(isinstance(message, Ready) for message in messages)
-            receive(messages)
-
-        self._reader = threading.Thread(
-            target=_read, args=(ours, self._process, take), name="kea-engine-reader", daemon=True
-        )
-        self._reader.start()
+        self._worker = Worker(self._config, receive)
 
     def send(self, commands: Sequence[Command]) -> None:
-        assert self._connection is not None, "the channel is not open"
-        try:
-            self._connection.send(commands)
-        except OSError:
-            logger.warning("a command could not be sent: the engine's process is gone")  # the reader reports its death
+        if self._worker is not None:  # else it was closed meanwhile
+            self._worker.outbox.put(commands)
 
     def close(self) -> None:
-        if self._process is None or self._connection is None:
-            return
-        if self._is_ready:
-            self._ask_to_end(self._process, self._connection)
-        self._process.kill()  # one that still loads reads no commands, and has nothing to lose
-        self._process.join()
-        self._connection.close()
-        self._process = self._connection = None
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.close()
 
-    def _ask_to_end(self, process: multiprocessing.process.BaseProcess, connection: Connection) -> None:
-        with contextlib.suppress(OSError):
-            connection.send(CLOSE)
-        process.join(JOIN_S)
-        if process.is_alive():
-            logger.warning("the engine's process did not end in %.0f s and is killed", JOIN_S)
+
+class Worker:
+    """One worker process with its pipe and our two threads. Lives until `close`, though its process may end before."""
+
+    def __init__(self, config: EngineConfig, receive: Receiver) -> None:
+        self._connection, theirs = multiprocessing.Pipe()
+        with theirs:
+            self.process = _start(theirs.fileno())
+        self.outbox: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self._receive = receive
+        self._is_ready = False
+        self._threads = [
+            threading.Thread(target=self._read, name="kea-engine-reader", daemon=True),
+            threading.Thread(target=self._write, name="kea-engine-writer", daemon=True),
+        ]
+        self.outbox.put(config)
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """End the process and the threads, and wait for them."""
+        self.outbox.put(CLOSE)
+        self._end(JOIN_S if self._is_ready else 0.0)  # one that still loads reads no commands, and has nothing to lose
+        for thread in self._threads:
+            thread.join()
+        self._connection.close()
+
+    def _end(self, patience_s: float) -> None:
+        try:
+            self.process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            if patience_s:
+                logger.warning("the engine's process did not end in %.0f s and is killed", patience_s)
+            self.process.kill()
+            self.process.wait()
+
+    def _write(self) -> None:
+        while True:
+            commands = self.outbox.get()
+            try:
+                self._connection.send(commands)
+            except OSError:
+                return  # the process is gone, which the reader tells
+            if commands is CLOSE:
+                return
+
+    def _read(self) -> None:
+        """Pass messages on until the worker closes its end; tell of its death if it did not say a last word itself."""
+        last: Message | None = None
+        while (messages := _try_receive(self._connection)) is not None:
+            last = messages[-1]
+            self._is_ready = self._is_ready or isinstance(last, Ready)
+            self._receive(messages)
+        if not isinstance(last, Died):
+            self._end(JOIN_S)
+            self._receive([Died(EngineDied(f"The engine's process ended (exit code {self.process.returncode})."))])
+
+
+def _try_receive(connection: Connection) -> Sequence[Message] | None:
+    try:
+        messages: Sequence[Message] = connection.recv()
+    except (EOFError, OSError):
+        return None
+    return messages
+
+
+def _start(fd: int) -> subprocess.Popen[bytes]:
+    """Start a worker that inherits the end `fd` of a pipe, with SIGINT blocked until it ignores it."""
+    code = MAIN.format(path=sys.path, fd=fd)
+    with _interrupts_blocked():
+        return subprocess.Popen([sys.executable, "-c", code], pass_fds=(fd,), stdin=subprocess.DEVNULL)
 
 
 @contextlib.contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Keep SIGINT from a process that is started here until it ignores it: it inherits this thread's mask."""
-    resource_tracker.ensure_running()  # starting it would unblock the signal
+    """Block SIGINT in this thread; a process that is started meanwhile inherits that."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -98,28 +139,15 @@ def _interrupts_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _read(connection: Connection, process: multiprocessing.process.BaseProcess, receive: Receiver) -> None:
-    """Pass messages on until the worker closes its end; tell of its death if it did not say a last word itself."""
-    last: Message | None = None
-    while True:
-        try:
-            messages = connection.recv()
-        except (EOFError, OSError):
-            break
-        last = messages[-1]
-        receive(messages)
-    if not isinstance(last, Died):
-        process.join(1.0)
-        receive([Died(EngineDied(f"The engine's process ended (exit code {process.exitcode})."))])
-
-
-def _work(config: EngineConfig, connection: Connection) -> None:
-    """The worker's main function."""
+def work(fd: int) -> None:
+    """The worker's main function: run the engine whose configuration is the first thing that comes over the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    connection = Connection(fd)
     inbox: Inbox = queue.SimpleQueue()
-    threading.Thread(target=_take_commands, args=(connection, inbox), name="kea-engine-inbox", daemon=True).start()
-    with contextlib.suppress(BrokenPipeError):  # the parent is gone: nobody is left to be told
+    with contextlib.suppress(EOFError, BrokenPipeError):  # the parent is gone: nobody is left to be told
+        config: EngineConfig = connection.recv()
+        threading.Thread(target=_take_commands, args=(connection, inbox), name="kea-engine-inbox", daemon=True).start()
         run_engine(config, inbox, connection.send)
 
 
