@@ -72,6 +72,7 @@ def main(session: kea.Session) -> None:
     answers = [ask(passages, question) for question in QUESTIONS]
 
     merged.get()
+    print()
     for question, answer in zip(QUESTIONS, kea.gather(*answers), strict=True):
         print(f"{question:40}{answer}")
     print()
