@@ -37,10 +37,13 @@ def eager_logits(model: Any, texts: list[torch.Tensor]) -> list[torch.Tensor]:
         return [model(input_ids=text[None], use_cache=False).logits[0].float() for text in texts]
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=[(name, backend) for name in FAMILIES for backend in ("auto", "torch")])
 def loaded(request: pytest.FixtureRequest, family_path: Callable[[str], Path]) -> Loaded:
+    """`auto` is the lean decoder where it covers the family, `torch` always transformers' own code."""
+    name, backend = request.param
     texts = random_texts(5)
-    return Loaded(load_model(family_path(request.param)), texts, eager_logits(build_model(request.param), texts))
+    decoder = load_model(family_path(name), backend=backend)
+    return Loaded(decoder, texts, eager_logits(build_model(name), texts))
 
 
 @pytest.mark.parametrize("max_chunk", [1, 7, 100])
@@ -64,7 +67,7 @@ def test_the_trained_model_equals_its_eager_self(stories260k: Path) -> None:
     text = torch.tensor(Tokenizer.load(stories260k).encode("Once upon a time, there was a little girl named Lily."))
     model = transformers.AutoModelForCausalLM.from_pretrained(stories260k, attn_implementation="eager")
     expected = eager_logits(model, [text])[0]
-    for backend in ("torch", "reference"):
+    for backend in ("auto", "torch", "reference"):
         ours = run_paged(load_model(stories260k, backend=backend), [text], max_chunk=5)[0]
         assert (ours - expected).abs().max() < TOLERANCE
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from kea.attention.base import AttentionBackend, LayerCache, LayerSpec
+from kea.attention.base import AttentionBackend, LayerCache
 from kea.errors import ContextLengthExceeded
 from kea.models.base import ModelFacts, StepInput
 from kea.models.calls import ATTENTION_NAME, LAYER_ATTRIBUTE, BoundLayer, StepCalls
@@ -43,19 +43,8 @@ class HostedDecoder:
     def facts(self) -> ModelFacts:
         return self._facts
 
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        dtype: torch.dtype = getattr(torch, self._facts.dtype)
-        return dtype
-
     def create_cache(self, num_slots: int) -> tuple[LayerCache, ...]:
-        return tuple(self._layer_cache(spec, num_slots) for spec in self._facts.layers)
-
-    def _layer_cache(self, spec: LayerSpec, num_slots: int) -> LayerCache:
-        def zeros(width: int) -> torch.Tensor:
-            return torch.zeros(num_slots, spec.num_kv_heads, width, dtype=self.compute_dtype, device=self._facts.device)
-
-        return LayerCache(zeros(spec.key_dim), zeros(spec.value_dim))
+        return allocate_cache(self._facts, num_slots)
 
     def forward(self, step: StepInput, cache: tuple[LayerCache, ...]) -> torch.Tensor:
         self._check_positions(step.positions)
@@ -83,3 +72,16 @@ class HostedDecoder:
                 f"Position {last} is past the {self._position_rows} positions that {self._facts.name} has learned.",
                 param="max_len",
             )
+
+
+def allocate_cache(facts: ModelFacts, num_slots: int) -> tuple[LayerCache, ...]:
+    """Return a zeroed `LayerCache` of `num_slots` slots per layer, on the model's device and in its dtype."""
+
+    def zeros(num_kv_heads: int, width: int) -> torch.Tensor:
+        dtype: torch.dtype = getattr(torch, facts.dtype)
+        return torch.zeros(num_slots, num_kv_heads, width, dtype=dtype, device=facts.device)
+
+    return tuple(
+        LayerCache(zeros(spec.num_kv_heads, spec.key_dim), zeros(spec.num_kv_heads, spec.value_dim))
+        for spec in facts.layers
+    )

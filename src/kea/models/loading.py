@@ -6,7 +6,8 @@ and transformers where used. Knows no requests.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +24,17 @@ if TYPE_CHECKING:
 
     from kea.attention.base import AttentionBackend, LayerSpec
 
+logger = logging.getLogger(__name__)
+
+LEAN_BACKENDS = frozenset({"auto", "numba"})
+
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One load: where from, in which arithmetic, with what bounds. `allow_pickle` also reads non-safetensors files."""
+    """One load: where from, in which arithmetic, with what bounds. `allow_pickle` also reads non-safetensors files.
+
+    `may_be_lean`: our own decoder runs the model where it covers it; transformers' code otherwise.
+    """
 
     source: str
     dtype: torch.dtype
@@ -34,6 +42,7 @@ class Order:
     revision: str | None
     limits: Limits
     allow_pickle: bool
+    may_be_lean: bool
 
 
 def load_model(
@@ -51,7 +60,9 @@ def load_model(
 
     `dtype` auto is fp32 on a CPU, the checkpoint's own elsewhere. `max_len` bounds the context; above a longrope
     model's original length it selects the long factors for every context. `allow_pickle` also reads checkpoints that
-    are not safetensors. Raises `ModelLoadFailed`, `Unsupported` with the reason, or `InvalidRequest` for a parameter.
+    are not safetensors. `backend` auto and numba run covered models by our own decoder on a CPU in fp32; torch and
+    reference keep to transformers' code. Raises `ModelLoadFailed`, `Unsupported` with the reason, or `InvalidRequest`
+    for a parameter.
     """
     import torch
 
@@ -62,7 +73,8 @@ def load_model(
     config = read_config(source, revision)
     check_config(config)
     arithmetic: torch.dtype = getattr(torch, resolve_dtype(dtype, device, config))
-    order = Order(source, arithmetic, device, revision, read_limits(config, max_len), allow_pickle)
+    may_be_lean = backend in LEAN_BACKENDS and device == "cpu" and arithmetic == torch.float32
+    order = Order(source, arithmetic, device, revision, read_limits(config, max_len), allow_pickle, may_be_lean)
     with reporting(progress) as report:
         model = _read_weights(order, config)
         report("check", 0, 1)
@@ -126,6 +138,9 @@ def _bind_and_prove(model: Any, attention: AttentionBackend, order: Order) -> De
         if order.limits.use_long_rope:  # the model's own frequencies are the short ones, for a text this short
             expected = eager_logits(model)
         facts = _facts(model, tuple(spec for _, spec in layers), attention, order)
+        lean = _try_lean(model, facts, expected) if order.may_be_lean else None
+        if lean is not None:
+            return lean
         decoder = HostedDecoder(
             model,
             facts,
@@ -134,6 +149,28 @@ def _bind_and_prove(model: Any, attention: AttentionBackend, order: Order) -> De
             position_rows=order.limits.position_rows,
         )
         prove_equal(decoder, expected)
+    return decoder
+
+
+def _try_lean(model: Any, facts: ModelFacts, expected: torch.Tensor) -> DecoderModel | None:
+    """Return our own decoder of a covered model, proven equal; None where it is not covered or not equal."""
+    from kea.attention import create_backend
+    from kea.models.lean import LeanDecoder, fuse_weights, try_read_spec
+    from kea.models.probe import prove_equal
+    from kea.models.rotary import try_double_rotary
+
+    spec = try_read_spec(model.config.get_text_config())
+    rotary = None if spec is None else try_double_rotary(model.model.rotary_emb)
+    if spec is None or rotary is None:
+        return None
+    backend = create_backend("numba")
+    weights = fuse_weights(model, spec)
+    decoder = LeanDecoder(spec, weights, replace(facts, backend=backend.name), backend, rotary=rotary.sets)
+    try:
+        prove_equal(decoder, expected)
+    except ModelLoadFailed as error:
+        logger.warning("The lean decoder does not run %s exactly, transformers' code runs it: %s", facts.name, error)
+        return None
     return decoder
 
 

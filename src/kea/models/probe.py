@@ -5,17 +5,14 @@ Owns the two probing forwards of a load. What cannot be proved is refused with t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from kea.attention.base import LayerSpec, Run, SequencePlan, StepPlan
 from kea.errors import ModelLoadFailed, Unsupported
-from kea.models.base import StepInput
+from kea.models.base import DecoderModel, StepInput
 from kea.models.calls import LAYER_ATTRIBUTE, PROBE_NAME, MaskFunction, ProbeRecorder, RecordedCall
-
-if TYPE_CHECKING:
-    from kea.models.hosted import HostedDecoder
 
 NUM_TOKENS = 9
 PAGE_TOKENS = 4
@@ -97,7 +94,7 @@ def eager_logits(model: Any) -> torch.Tensor:
     return logits.float()
 
 
-def prove_equal(decoder: HostedDecoder, expected: torch.Tensor) -> None:
+def prove_equal(decoder: DecoderModel, expected: torch.Tensor) -> None:
     """Compute the two texts of `eager_logits` through pages, chunked and mixed, and compare.
 
     Raises `ModelLoadFailed` where the logits differ by more than the dtype's rounding.
@@ -115,7 +112,7 @@ def prove_equal(decoder: HostedDecoder, expected: torch.Tensor) -> None:
         parts[1].append(logits[rows:])
     ours = torch.stack([torch.cat(rows) for rows in parts])
     error = ((ours - expected).abs().max() / (1.0 + expected.abs().max())).item()
-    allowed = MAX_ERROR.get(decoder.compute_dtype, MAX_ERROR_HALF)
+    allowed = MAX_ERROR.get(getattr(torch, decoder.facts.dtype), MAX_ERROR_HALF)
     if not error <= allowed:
         raise ModelLoadFailed(
             f"{decoder.facts.family} computes other logits in flattened batches than alone: relative error "

@@ -83,6 +83,12 @@ def install_double_rotary(model: torch.nn.Module, *, use_long: bool = False) -> 
     return num_replaced
 
 
+def try_double_rotary(module: torch.nn.Module) -> DoubleRotary | None:
+    """Return what `install_double_rotary` gave a module, or None where it is not a standard one."""
+    forward: Any = module.forward
+    return forward if isinstance(forward, DoubleRotary) else None
+
+
 def _rotary_modules(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
     return (module for module in model.modules() if any(key.endswith("inv_freq") for key in module._buffers))
 

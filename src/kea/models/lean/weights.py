@@ -1,0 +1,148 @@
+"""The weights of the lean decoder: taken from a transformers model, fused, kept in 16 bits where that loses nothing.
+
+Owns the names under which checkpoints hold their weights and the layout in which our kernels read them. Knows no steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kea.models.lean.spec import DecoderSpec
+
+F32 = NDArray[np.float32]
+Matrix = NDArray[Any]  # [N, K] float32, or uint16: the upper half of a float32, which is bfloat16
+
+NO_BIAS: F32 = np.empty(0, np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """x -> x W^T + b. `bias` [N], or [0] where there is none."""
+
+    weight: Matrix
+    bias: F32
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """`weight` [K] with the unit offset added; `bias` [K], or [0] where there is none."""
+
+    weight: F32
+    bias: F32
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """One layer. `qkv` stacks queries, keys and values, `gate_up` the gate over the up projection.
+
+    `query_norm`, `key_norm`: norms of one head, of all heads as one row, or None.
+    """
+
+    qkv: Linear
+    out: Linear
+    gate_up: Linear
+    down: Linear
+    before_attention: Norm | None
+    after_attention: Norm | None
+    before_mlp: Norm | None
+    after_mlp: Norm | None
+    query_norm: Norm | None
+    key_norm: Norm | None
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderWeights:
+    """The whole model. A tied `head` shares its matrix with `embedding` [V, K]."""
+
+    embedding: Matrix
+    layers: tuple[LayerWeights, ...]
+    final_norm: Norm
+    head: Linear
+
+
+def fuse_weights(model: Any, spec: DecoderSpec) -> DecoderWeights:
+    """Copy the weights of a transformers model in fp32 on the CPU into our layout."""
+    with torch.no_grad():
+        embedding = pack([model.get_input_embeddings().weight])
+        head = model.get_output_embeddings()
+        tied = head.weight is model.get_input_embeddings().weight
+        return DecoderWeights(
+            embedding=embedding,
+            layers=tuple(_layer(layer, spec) for layer in model.model.layers),
+            final_norm=_norm(model.model.norm, spec),
+            head=Linear(embedding if tied else pack([head.weight]), _bias([head])),
+        )
+
+
+def pack(parts: Sequence[torch.Tensor]) -> Matrix:
+    """Stack fp32 matrices by rows; in bfloat16 where every value is one, which a 16-bit checkpoint makes them."""
+    stacked = torch.cat([part.detach() for part in parts]).contiguous().numpy()
+    bits = stacked.view(np.uint32)
+    if np.any(bits[:64] & 0xFFFF) or np.any(bits & 0xFFFF):
+        return stacked
+    return np.ascontiguousarray((bits >> 16).astype(np.uint16))
+
+
+def expand(matrix: Matrix) -> F32:
+    """Return the values of a packed matrix, or of some of its rows, in fp32."""
+    if matrix.dtype == np.float32:
+        return matrix
+    return (matrix.astype(np.uint32) << 16).view(np.float32)
+
+
+def _layer(layer: Any, spec: DecoderSpec) -> LayerWeights:
+    attention, mlp, names = layer.self_attn, layer.mlp, spec.family.norms
+
+    def norm_at(owner: Any, name: str | None) -> Norm | None:
+        module = None if name is None else getattr(owner, name, None)
+        return None if module is None else _norm(module, spec)
+
+    return LayerWeights(
+        qkv=_linear(attention, ("qkv_proj",), ("q_proj", "k_proj", "v_proj")),
+        out=_linear(attention, ("o_proj",)),
+        gate_up=_linear(mlp, ("gate_up_proj",), ("gate_proj", "up_proj")),
+        down=_linear(mlp, ("down_proj",)),
+        before_attention=norm_at(layer, names.before_attention),
+        after_attention=norm_at(layer, names.after_attention),
+        before_mlp=norm_at(layer, names.before_mlp),
+        after_mlp=norm_at(layer, names.after_mlp),
+        query_norm=norm_at(attention, "q_norm"),
+        key_norm=norm_at(attention, "k_norm"),
+    )
+
+
+def _linear(owner: Any, *choices: tuple[str, ...]) -> Linear:
+    """Fuse the first set of projections that `owner` has."""
+    names = next(names for names in choices if hasattr(owner, names[0]))
+    modules = [getattr(owner, name) for name in names]
+    return Linear(pack([module.weight for module in modules]), _bias(modules))
+
+
+def _bias(modules: Sequence[Any]) -> F32:
+    biases = [getattr(module, "bias", None) for module in modules]
+    if all(bias is None for bias in biases):
+        return NO_BIAS
+    parts = [
+        torch.zeros(module.weight.shape[0]) if bias is None else bias.detach().float()
+        for module, bias in zip(modules, biases, strict=True)
+    ]
+    return _array(torch.cat(parts))
+
+
+def _norm(module: Any, spec: DecoderSpec) -> Norm:
+    weight = module.weight.detach().float()
+    bias = getattr(module, "bias", None)
+    return Norm(
+        _array(weight + 1.0 if spec.family.unit_offset else weight), NO_BIAS if bias is None else _array(bias.detach())
+    )
+
+
+def _array(tensor: torch.Tensor) -> F32:
+    array: F32 = tensor.float().clone().numpy()
+    return array

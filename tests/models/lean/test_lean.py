@@ -1,0 +1,193 @@
+"""The lean decoder: which models it takes, and that it equals transformers' own code there."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from kea.attention import Run
+from kea.models import DecoderModel, StepInput, load_model
+from kea.models.hosted import HostedDecoder
+from kea.models.lean import LeanDecoder, try_read_spec
+from kea.models.lean import spec as spec_module
+from kea.models.lean.weights import expand, pack
+from tests.models.families import COMMON, FAMILIES, VOCAB_SIZE, build_model, save_model
+from tests.models.paging import build_step, run_paged
+
+FamilyPath = Callable[[str], Path]
+
+COVERED = (
+    *("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3"),
+    *("olmo2", "olmo3", "glm4", "smollm3", "granite", "stablelm"),
+)
+OTHERS = tuple(sorted(set(FAMILIES) - set(COVERED)))
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "tied": ("llama", {"tie_word_embeddings": True}),
+    "one kv head": ("llama", {"num_key_value_heads": 1}),
+    "wide heads": ("llama", {"head_dim": 24}),
+    "odd sizes": ("llama", {"vocab_size": 163, "intermediate_size": 45}),
+    "tanh": ("llama", {"hidden_act": "gelu_pytorch_tanh"}),
+    "stretched rotary": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}),
+    "qkv biases": ("stablelm", {"use_qkv_bias": True}),
+    "multipliers": ("granite", {"embedding_multiplier": 3.0, "attention_bias": True}),
+}
+TOLERANCE = 1e-4
+
+
+def random_text(length: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(3, VOCAB_SIZE, (length,), generator=torch.Generator().manual_seed(seed))
+
+
+def both(path: Path) -> tuple[DecoderModel, DecoderModel]:
+    """Load a model on the lean path and on transformers' own."""
+    lean, hosted = load_model(path), load_model(path, backend="torch")
+    assert isinstance(lean, LeanDecoder)
+    assert isinstance(hosted, HostedDecoder)
+    return lean, hosted
+
+
+@pytest.mark.parametrize("name", COVERED)
+def test_covered_families_are_chosen_without_being_asked_for(name: str, family_path: FamilyPath) -> None:
+    lean, hosted = both(family_path(name))
+    assert lean.facts == replace(hosted.facts, backend="numba")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_families_are_left_to_transformers(name: str) -> None:
+    class_name, changes = FAMILIES[name]
+    assert try_read_spec(getattr(transformers, class_name)(**{**COMMON, **changes})) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("stablelm", {"use_parallel_residual": True}),
+        ("stablelm", {"qk_layernorm": True}),
+        ("llama", {"hidden_act": "relu"}),
+    ],
+)
+def test_an_option_that_is_not_known_keeps_a_model_off_the_lean_path(
+    name: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    assert isinstance(load_model(save_model(name, tmp_path, **changes)), HostedDecoder)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_options_of_the_config_equal_transformers(variant: str, tmp_path: Path) -> None:
+    name, changes = VARIANTS[variant]
+    lean, _ = both(save_model(name, tmp_path, **changes))
+    text = random_text(90)
+    with torch.inference_mode():
+        expected = build_model(name, **changes)(input_ids=text[None], use_cache=False).logits[0]
+    for max_chunk in (1, 9, 100):
+        assert (run_paged(lean, [text], max_chunk=max_chunk)[0] - expected).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("name", COVERED)
+@pytest.mark.parametrize("span", [(60, 61), (60, 63), (50, 75)])
+def test_dropped_gaps_are_seen_by_neither(name: str, span: tuple[int, int], family_path: FamilyPath) -> None:
+    text = random_text(span[1])
+    runs = (Run(0, 3), Run(7, 30), Run(41, span[1]))
+    table = (5, 3, 9, 1, 7, 20, 18, 19, 0, 2, 4, 6, 8, 10, 11, 12, 13, 14, 15)
+    logits = []
+    for model in both(family_path(name)):
+        cache = model.create_cache(84)
+        model.forward(build_step([text], [table], [(0, 0, span[0])]), cache)
+        step = build_step([text], [table], [(0, *span)])
+        plan = replace(step.plan, sequences=(replace(step.plan.sequences[0], runs=runs),))
+        logits.append(model.forward(replace(step, plan=plan), cache))
+    assert (logits[0] - logits[1]).abs().max() < TOLERANCE
+
+
+def rounded_model(directory: Path) -> Path:
+    """Write a model whose weights are all bfloat16 values."""
+    model = build_model("qwen2").to(torch.bfloat16)
+    model.save_pretrained(directory)
+    return directory
+
+
+def test_weights_of_a_16_bit_checkpoint_stay_16_bit_and_lose_nothing(tmp_path: Path) -> None:
+    lean, hosted = both(rounded_model(tmp_path))
+    assert isinstance(lean, LeanDecoder)
+    assert lean.weight_dtypes == {"uint16"}
+    texts = [random_text(length, length) for length in (90, 30, 3)]
+    for max_chunk in (1, 9, 100):
+        pairs = zip(*(run_paged(model, texts, max_chunk=max_chunk) for model in (lean, hosted)), strict=True)
+        assert all((ours - theirs).abs().max() < TOLERANCE for ours, theirs in pairs)
+
+
+def test_weights_that_are_not_16_bit_values_stay_whole(family_path: FamilyPath) -> None:
+    lean, _ = both(family_path("llama"))
+    assert isinstance(lean, LeanDecoder)
+    assert lean.weight_dtypes == {"float32"}
+
+
+def test_packing_is_exact_in_both_forms() -> None:
+    values = torch.randn(70, 9, generator=torch.Generator().manual_seed(0))
+    rounded = values.bfloat16().float()
+    last = rounded.clone()
+    last[69, 8] = values[69, 8]
+    for matrix, dtype in ((values, "float32"), (rounded, "uint16"), (last, "float32")):
+        packed = pack([matrix[:20], matrix[20:]])
+        assert packed.dtype == dtype
+        assert torch.equal(torch.from_numpy(expand(packed)), matrix)
+
+
+def test_a_model_that_the_table_gets_wrong_falls_back_with_a_warning(
+    family_path: FamilyPath, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(spec_module.FAMILIES, "llama", spec_module.Family(pairs=True))
+    with caplog.at_level(logging.WARNING):
+        model = load_model(family_path("llama"))
+    assert isinstance(model, HostedDecoder)
+    assert model.facts.backend == "torch"
+    assert "lean decoder does not run llama exactly" in caplog.text
+
+
+def test_half_precision_is_left_to_transformers(family_path: FamilyPath) -> None:
+    for backend in ("auto", "numba"):
+        assert isinstance(load_model(family_path("llama"), dtype="bfloat16", backend=backend), HostedDecoder)
+
+
+def test_a_family_off_the_lean_path_runs_on_the_kernels_where_asked(family_path: FamilyPath) -> None:
+    path, text = family_path("gpt_oss"), random_text(50)
+    model = load_model(path, backend="numba")
+    assert isinstance(model, HostedDecoder)
+    assert model.facts.backend == "numba"
+    ours, theirs = (run_paged(decoder, [text], max_chunk=3)[0] for decoder in (model, load_model(path)))
+    assert (ours - theirs).abs().max() < TOLERANCE
+
+
+def test_models_may_run_in_several_threads_at_once(family_path: FamilyPath) -> None:
+    """numba's pool ends the process when two threads enter it together; the lock keeps them apart."""
+    models = [load_model(family_path(name)) for name in ("llama", "qwen3", "llama")]
+    texts = [random_text(12, seed) for seed in range(3)]
+    alone = [run_paged(model, [text], max_chunk=2)[0] for model, text in zip(models, texts, strict=True)]
+    together: dict[int, torch.Tensor] = {}
+
+    def work(index: int) -> None:
+        for _ in range(5):
+            together[index] = run_paged(models[index], [texts[index]], max_chunk=2)[0]
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.allclose(together[index], alone[index], atol=1e-5) for index in range(3))
+
+
+def test_a_cache_of_another_shape_is_refused_before_a_kernel_reads_it(family_path: FamilyPath) -> None:
+    model, other = load_model(family_path("llama")), load_model(family_path("qwen3"))
+    step: StepInput = build_step([random_text(3)], [(0,)], [(0, 0, 3)])
+    with pytest.raises(RuntimeError, match="holds heads of"):
+        model.forward(step, other.create_cache(4))
