@@ -117,7 +117,7 @@ class Batcher:
             if draft.budget <= 0:
                 break
             if context.phase is Phase.RUNNING:
-                self._plan_chunk(context, draft, 1)
+                self._plan_item(context, draft, context.pages.num_computed + 1)
         draft.num_decodes = len(draft.items)
 
     def _plan_chunk(self, context: ContextState, draft: Draft, most: int) -> None:
@@ -131,9 +131,12 @@ class Batcher:
         if context.wants_scores:
             most = min(most, MAX_SCORED_TOKENS)
         most = draft.room(context, most)
-        stop = self._memory.chunk_stop(context.pages, min(context.goal, start + most))
-        if most <= 0:
-            return
+        if most > 0:
+            stop = min(context.goal, start + most)
+            self._plan_item(context, draft, self._memory.chunk_stop(context.pages, stop))
+
+    def _plan_item(self, context: ContextState, draft: Draft, stop: int) -> None:
+        """Plan a running context's tokens below `stop`, unless it is the one that has to make room for them."""
         while not self._memory.try_reserve(context.pages, stop):
             victim = self._make_room(context)
             if victim is not None:
@@ -141,7 +144,7 @@ class Batcher:
             if victim is context:
                 return
         draws = context.generation is not None and stop == len(context.tokens)
-        draft.put(WorkItem(context, start, stop, draws))
+        draft.put(WorkItem(context, context.pages.num_computed, stop, draws))
 
     def _top_up(self, draft: Draft) -> None:
         """Give what is left of the budget to the chunks of the step, the first one first."""

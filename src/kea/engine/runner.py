@@ -9,15 +9,12 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from kea.attention.base import Run, SequencePlan, StepPlan
 from kea.engine.draft import StepWork, WorkItem
 from kea.memory import KVMemory, PageCopy
 from kea.models.base import DecoderModel, StepInput
-
-Int64Array = npt.NDArray[np.int64]
 
 
 class Runner:
@@ -40,8 +37,7 @@ class Runner:
 
     def wipe(self, item: WorkItem) -> None:
         """Zero what an item has written, or was to write."""
-        positions = np.arange(item.start, item.stop, dtype=np.int64)
-        slots = _tensor(self._slots(item.context.pages.pages, positions), self._model.facts.device)
+        slots = self._tensor(self._slots(item))
         for layer in self._cache:
             layer.keys[slots] = 0
             layer.values[slots] = 0
@@ -71,34 +67,28 @@ class Runner:
     def _step_input(self, items: Sequence[WorkItem], logit_rows: Sequence[int]) -> StepInput:
         token_ids: list[int] = []
         sequences: list[SequencePlan] = []
-        positions: list[Int64Array] = []
-        slots: list[Int64Array] = []
+        positions: list[int] = []
+        slots: list[int] = []
         for item in items:
             sequences.append(self._plan(item, len(token_ids)))
             token_ids.extend(item.context.tokens[item.start : item.stop])
-            positions.append(np.arange(item.start, item.stop, dtype=np.int64))
-            slots.append(self._slots(sequences[-1].page_table, positions[-1]))
-        device = self._model.facts.device
-        plan = StepPlan(tuple(sequences), _tensor(np.concatenate(slots), device), self._page_tokens)
-        return StepInput(
-            _tensor(np.array(token_ids, dtype=np.int64), device),
-            _tensor(np.concatenate(positions), device),
-            _tensor(np.array(logit_rows, dtype=np.int64), device),
-            plan,
-        )
+            positions.extend(range(item.start, item.stop))
+            slots.extend(self._slots(item))
+        plan = StepPlan(tuple(sequences), self._tensor(slots), self._page_tokens)
+        return StepInput(self._tensor(token_ids), self._tensor(positions), self._tensor(logit_rows), plan)
 
     def _plan(self, item: WorkItem, row: int) -> SequencePlan:
         pages = item.context.pages
-        runs = tuple(Run(start, stop) for start, stop in self._memory.visible_runs(pages, item.stop))
+        runs = tuple([Run(start, stop) for start, stop in self._memory.visible_runs(pages, item.stop)])
         return SequencePlan(row, item.stop - item.start, item.start, tuple(pages.pages), runs)
 
-    def _slots(self, table: Sequence[int], positions: Int64Array) -> Int64Array:
-        first = positions[0] // self._page_tokens
-        used = np.array(table[first : positions[-1] // self._page_tokens + 1], dtype=np.int64)
-        slots: Int64Array = used[positions // self._page_tokens - first] * self._page_tokens
-        return slots + positions % self._page_tokens
+    def _slots(self, item: WorkItem) -> list[int]:
+        """Return where the item's tokens are written. Plain numbers: most items have one token."""
+        size = self._page_tokens
+        table = item.context.pages.pages
+        return [table[position // size] * size + position % size for position in range(item.start, item.stop)]
 
-
-def _tensor(array: Int64Array, device: str) -> torch.Tensor:
-    tensor = torch.from_numpy(array)
-    return tensor if device == "cpu" else tensor.to(device, non_blocking=True)
+    def _tensor(self, values: Sequence[int]) -> torch.Tensor:
+        tensor = torch.from_numpy(np.array(values, dtype=np.int64))
+        device = self._model.facts.device
+        return tensor if device == "cpu" else tensor.to(device, non_blocking=True)
