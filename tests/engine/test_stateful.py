@@ -21,7 +21,7 @@ from kea.models import DecoderModel, Tokenizer, load_model
 from tests.conftest import SHARED, require_shared
 from tests.engine.conftest import Clock
 from tests.engine.driver import Driver, Output, greedy
-from tests.engine.oracle import compare_greedy
+from tests.engine.oracle import compare_greedy, reference_logits
 
 MODEL = SHARED / "models" / "stories260k"
 MAX_LEN = 60
@@ -57,9 +57,14 @@ class EngineMachine(RuleBasedStateMachine):
         self.dropped: set[int] = set()
         self.from_dropped: list[Output] = []
 
-    @rule(target=contexts, tenant=st.sampled_from(["", "", "other"]), priority=st.integers(0, 2))
-    def open(self, tenant: str, priority: int) -> int:
-        return self.driver.context(ContextSpec(tenant=tenant, priority=priority))
+    @rule(
+        target=contexts,
+        tenant=st.sampled_from(["", "", "other"]),
+        priority=st.integers(0, 2),
+        prompt_logprobs=st.sampled_from([None, None, 0]),
+    )
+    def open(self, tenant: str, priority: int, prompt_logprobs: int | None) -> int:
+        return self.driver.context(ContextSpec(tenant=tenant, priority=priority, prompt_logprobs=prompt_logprobs))
 
     @rule(target=contexts, tokens=TOKENS, tail=st.integers(3, 200), max_tokens=st.integers(8, 30))
     def start(self, tokens: list[int], tail: int, max_tokens: int) -> int:
@@ -121,9 +126,24 @@ class EngineMachine(RuleBasedStateMachine):
             assert output.error is None or isinstance(output.error, (Cancelled, InvalidRequest, ContextLengthExceeded))
             if output.token_ids and not any(output is other for other in self.from_dropped):
                 compare_greedy(_parts()[2], output.prompt, output.token_ids)
+                _check_scores(output)
+            if output.finish is not None:
+                assert 0 <= output.finish.usage.cached_tokens < output.finish.usage.prompt_tokens
         self.driver.core.check()
         _done["tokens"] += sum(len(output.token_ids) for output in self.driver.outputs.values())
         _done["preemptions"] += self.driver.core.snapshot().num_preemptions
+
+
+def _check_scores(output: Output) -> None:
+    """Compare the prompt's log-probabilities, where they were asked for, with transformers'."""
+    if output.prompt_logprobs is None:
+        return
+    expected = reference_logits(_parts()[2], output.prompt).log_softmax(-1)
+    assert len(output.prompt_logprobs) == len(output.prompt)
+    for position, entry in enumerate(output.prompt_logprobs[1:], start=1):
+        assert entry is not None
+        assert entry.token_id == output.prompt[position]
+        assert abs(entry.logprob - float(expected[position - 1, entry.token_id])) < 1e-4
 
 
 _done = {"tokens": 0, "preemptions": 0}
