@@ -149,6 +149,13 @@ def test_wrong_arguments_are_python_errors(call: Any) -> None:
         call()
 
 
+def test_wrong_arguments_are_told_with_the_function_and_what_it_takes() -> None:
+    with pytest.raises(TypeError, match=r"^write\(.*tone.*\): missing a required argument: "):
+        write()
+    with pytest.raises(TypeError, match=r"^write\(.*\): got an unexpected keyword argument 'nope'"):
+        write(nope=1)
+
+
 def test_an_output_takes_only_a_variable() -> None:
     with pytest.raises(InvalidRequest, match="output 'text' of write is 'x'"):
         write("a", "b", text="x")

@@ -45,20 +45,30 @@ class SemanticFunction:
         self._result_type = _result_type(self.name, tuple(self.outputs))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        arguments = self.parameters.bind(args, kwargs)
+        arguments = self._bind(args, kwargs)
         session = choose_session(variables_in(arguments.values()))
         return self._render(arguments) if session is None else self._submit(session, arguments)
 
     def submit(self, session: Session, *args: Any, **kwargs: Any) -> Any:
         """Call it in this session, whatever the current one is: on another thread, for example."""
-        return self._submit(session, self.parameters.bind(args, kwargs))
+        return self._submit(session, self._bind(args, kwargs))
 
     def render(self, *args: Any, **kwargs: Any) -> Rendered:
         """Return the prompt as text, without a model, also within a session."""
-        return self._render(self.parameters.bind(args, kwargs))
+        return self._render(self._bind(args, kwargs))
 
     def __repr__(self) -> str:
         return f"<kea.function {self.name}{self.parameters.signature}>"
+
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the argument of every parameter. Raises `TypeError` that names this function and what it takes."""
+        unknown = [name for name in kwargs if name not in self.parameters.signature.parameters]
+        try:
+            if unknown:
+                raise TypeError(f"got an unexpected keyword argument {unknown[0]!r}")
+            return self.parameters.bind(args, kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self.name}{self.parameters.signature}: {error}") from None
 
     def _submit(self, session: Session, arguments: Mapping[str, Any]) -> Any:
         targets = {name: self._target(name, arguments[name]) for name in self.outputs}
