@@ -32,7 +32,7 @@ def main(session: kea.Session, file: str = str(TEXT)) -> None:
     summary = summarise(first)
     for paragraph in others:
         summary = refine(summary, paragraph)  # waits for nothing here; the server passes the text on
-    print(f"In short: {summary.get()}\n")
+    print(f"In short: {summary.get()}")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ async def main(session: kea.Session, second: str = "Who is the ruler of Velford?
     answers = talk(PASSAGES, first, second)
     for question, answer in ((first, answers.answer), (second, answers.further_answer)):
         print(f"{question} {await answer.aget()}")
-    print()
 
 
 if __name__ == "__main__":

@@ -37,7 +37,6 @@ def main(session: kea.Session) -> None:
     for record in kea.gather(*session.map(extract, TEXTS)):
         person = json.loads(record)
         print(f"{person['name']}, {person['age']}, {person['work']} in {person['town']}")
-    print()
 
 
 if __name__ == "__main__":

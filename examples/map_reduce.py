@@ -33,7 +33,7 @@ def main(session: kea.Session) -> None:
     # An input may be a list of texts and variables; variables are filled in when they are there.
     numbered = [part for number, note in enumerate(notes, start=1) for part in (f"Notes {number}: ", note, "\n")]
     everyone = collect(numbered)
-    print(f"Found: {everyone.get(kea.LATENCY)}\n")
+    print(f"Found: {everyone.get(kea.LATENCY)}")
 
 
 if __name__ == "__main__":

@@ -56,9 +56,9 @@ def bar_of(text: str, label: str) -> str:
 def test_a_line_per_call_with_its_times_and_tokens() -> None:
     text = draw(row("a", "plan", phases=(0.0, 0.012, 0.25, 1.5)), row("b", "code", phases=(1.762, 0.0, 0.02, 12.0)))
     assert [line.split() for line in text.splitlines()[:3]] == [
-        ["call", "waiting", "prefill", "decode", "total", "prompt", "cached", "output"],
-        ["plan", "12", "ms", "250", "ms", "1.50", "s", "1.76", "s", "1,000", "250", "7"],
-        ["code", "-", "20", "ms", "12.0", "s", "13.8", "s", "1,000", "250", "7"],
+        ["call", "blocked", "waiting", "prefill", "decode", "total", "prompt", "cached", "output"],
+        ["plan", "-", "12", "ms", "250", "ms", "1.50", "s", "1.76", "s", "1,000", "250", "7"],
+        ["code", "1.76", "s", "-", "20", "ms", "12.0", "s", "13.8", "s", "1,000", "250", "7"],
     ]
     summary = "2 calls in 13.8 s: 2,000 prompt tokens, 500 of them (25%) already in memory; 14 tokens written."
     assert summary in " ".join(text.split())

@@ -50,6 +50,7 @@ def run_application(
             session.status()  # waits until everything is submitted
             connection.loop.run(watched.settle())
         status = session.status()
+    out.print()
     out.print(draw_timeline(status, out), soft_wrap=False)
     if json_file is not None:
         write_file(json_file, json.dumps(status.to_json(), indent=2) + "\n")

@@ -34,7 +34,7 @@ class Phase:
 
 # In the order in which a call passes through them.
 PHASES = (
-    Phase("inputs missing", "blocked_s", "·", ".", "dim"),
+    Phase("blocked: inputs missing", "blocked_s", "·", ".", "dim"),
     Phase("waiting", "waiting_s", "░", "-", "yellow"),
     Phase("prefill", "prefill_s", "▒", "=", "cyan"),
     Phase("decode", "decode_s", "█", "#", "green"),
@@ -60,10 +60,10 @@ def _cut(label: str) -> str:
 def _table(rows: Sequence[CallRow], names: Sequence[str]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("call", no_wrap=True, overflow="crop")
-    for title in ("waiting", "prefill", "decode", "total", "prompt", "cached", "output"):
+    for title in ("blocked", "waiting", "prefill", "decode", "total", "prompt", "cached", "output"):
         table.add_column(title, justify="right", no_wrap=True, overflow="crop")
     for row, name in zip(rows, names, strict=True):
-        times = (row.waiting_s, row.prefill_s, row.decode_s, row.total_s)
+        times = (row.blocked_s, row.waiting_s, row.prefill_s, row.decode_s, row.total_s)
         tokens = (row.prompt_tokens, row.cached_tokens, row.output_tokens)
         cells = [format_seconds(time_s) for time_s in times] + [f"{count:,}" for count in tokens]
         table.add_row(Text(name, style=STATE_STYLES.get(row.state, "")), *cells)

@@ -75,7 +75,6 @@ def main(session: kea.Session) -> None:
     print()
     for question, answer in zip(QUESTIONS, kea.gather(*answers), strict=True):
         print(f"{question:40}{answer}")
-    print()
 
 
 if __name__ == "__main__":
