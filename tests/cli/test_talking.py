@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from kea.cli.chat import Conversation
+from kea.cli.complete import _write
 from kea.client.connection import Connection
 from kea.program.output import parse_output
 from kea.types import GenerateOptions
@@ -28,6 +30,18 @@ def test_a_completion_on_a_server_with_the_prompt_from_stdin(served: Served) -> 
     arguments = ("--url", served.url, "--max-tokens", "12", "--temperature", "0", "--stop", " girl")
     result = kea("complete", "-", *arguments, stdin="Once upon a time")
     assert (result.returncode, result.stdout) == (0, ", there was a little\n")
+
+
+def test_a_completion_that_breaks_off_ends_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def pieces(*written: str) -> Iterator[str]:
+        yield from written
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _write(pieces("Once", " upon"))
+    with pytest.raises(KeyboardInterrupt):
+        _write(pieces())
+    assert capsys.readouterr().out == "Once upon\n"
 
 
 def test_a_placeholder_in_the_prompt_is_text(served: Served) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
@@ -54,8 +55,20 @@ def complete(
     )
     completion = _completion(settings)
     with Connection(create_transport(target)) as connection, connection.session("complete"):
-        for piece in completion(text).stream():
+        _write(completion(text).stream())
+
+
+def _write(pieces: Iterable[str]) -> None:
+    """Write a text as it comes, and end its line, also where it breaks off."""
+    has_begun = False
+    try:
+        for piece in pieces:
+            has_begun = True
             write_text(piece)
+    except BaseException:
+        if has_begun:
+            write_text("\n")
+        raise
     write_text("\n")
 
 
