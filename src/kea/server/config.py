@@ -85,7 +85,7 @@ class ServerConfig:
             raise InvalidRequest(
                 f"Refusing to listen on {self.host!r} without API keys: anyone who reaches it could use it.",
                 param="host",
-                hint="Give an API key, listen on 127.0.0.1, or allow it explicitly as insecure.",
+                hint="Give an API key (--api-key or KEA_API_KEY), listen on 127.0.0.1, or allow it with --insecure.",
             )
 
 
