@@ -17,8 +17,9 @@ from training.data import RowMaker
 from training.export import export
 from training.model import Llama
 from training.optimizer import orthogonalize
+from training.resume import resume
 from training.tokenizer import save_tokenizer
-from training.train import Progress, Run, Segment, learning_rate_scale
+from training.train import Progress, Run, Segment, learning_rate_scale, load_progress
 
 TINY = ModelConfig(hidden_size=32, intermediate_size=48, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=32)
 RECIPE = Recipe(model=TINY, tokens_per_step=256)
@@ -73,6 +74,18 @@ def test_transformers_computes_the_exported_model_alike(run_dir: Path, tokenizer
     with torch.no_grad():
         mine = ours(ids) @ ours.embed_tokens.weight.t()
         assert torch.allclose(mine, theirs(ids).logits, atol=1e-4)
+
+
+def test_an_exported_model_becomes_a_run_again(run_dir: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    exported, again = tmp_path / "model", tmp_path / "run"
+    export(run_dir, exported, replace(TINY, vocab_size=tokenizer.get_vocab_size()))
+    resume(exported, run_dir / "state.json", again)
+    assert load_progress(again) == load_progress(run_dir)
+    before, after = (load_file(folder / "master.safetensors") for folder in (run_dir, again))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name].half().float(), after[name]) for name in before)
+    with pytest.raises(FileExistsError, match=r"master\.safetensors"):
+        resume(exported, run_dir / "state.json", again)
 
 
 def test_the_schedule_warms_up_and_cools_down() -> None:
