@@ -12,7 +12,7 @@ from kea.cli.complete import _write
 from kea.client.connection import Connection
 from kea.program.output import parse_output
 from kea.types import GenerateOptions
-from tests.cli.support import Served, fake_transport, kea
+from tests.cli.support import Served, fake_transport, kea, start
 from tests.fakes.engine import FakeEngine
 from tests.server.support import ChatTokenizer
 
@@ -42,6 +42,18 @@ def test_a_completion_that_breaks_off_ends_its_line(capsys: pytest.CaptureFixtur
     with pytest.raises(KeyboardInterrupt):
         _write(pieces())
     assert capsys.readouterr().out == "Once upon\n"
+
+
+def test_a_reader_that_goes_away_ends_the_completion_quietly(served: Served) -> None:
+    with start(
+        "complete", "Once upon a time", "--url", served.url, "--max-tokens", "400", "--temperature", "0"
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read(5)
+        process.stdout.close()
+        assert process.wait(60) == 1
+        assert process.stderr.read() == ""
 
 
 def test_a_placeholder_in_the_prompt_is_text(served: Served) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from contextlib import closing
 from typing import Annotated, Any
 
 import typer
@@ -54,8 +55,12 @@ def complete(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, stop=stop
     )
     completion = _completion(settings)
-    with Connection(create_transport(target)) as connection, connection.session("complete"):
-        _write(completion(text).stream())
+    with (
+        Connection(create_transport(target)) as connection,
+        connection.session("complete"),
+        closing(completion(text).stream()) as pieces,  # before the session ends, also where the reader went away
+    ):
+        _write(pieces)
 
 
 def _write(pieces: Iterable[str]) -> None:
