@@ -14,7 +14,7 @@ from kea.cli.models import _count, _size
 
 def kea(*arguments: str) -> Result:
     """Run a command in this process, which has the libraries loaded."""
-    return CliRunner().invoke(app, arguments, env={"COLUMNS": "120"})
+    return CliRunner().invoke(app, arguments, env={"COLUMNS": "400"})
 
 
 def write_config(folder: Path, **config: object) -> str:
