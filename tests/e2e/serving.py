@@ -28,7 +28,8 @@ class Serving:
     @property
     def engine_pid(self) -> int:
         """The process id of the engine's worker."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        lists = Path(f"/proc/{self.process.pid}/task").glob("*/children")  # whichever thread started it
+        children = " ".join(path.read_text() for path in lists).split()
         return next(int(pid) for pid in children if "kea.cluster.process" in Path(f"/proc/{pid}/cmdline").read_text())
 
     def metrics(self) -> dict[str, float]:
