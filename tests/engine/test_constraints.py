@@ -340,3 +340,15 @@ def test_a_real_tokenizer_fulfils_what_a_grammar_needs(stories260k: Path) -> Non
         token_ids.append(max(allowed(state), key=lambda t: len(tokenizer.token_bytes(t))))
         state.accept(token_ids[-1])
     assert b"".join(tokenizer.token_bytes(t) for t in token_ids) == b"Once upon a time"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_allowed"), [('{\n  "a":', True), ('{ "a":', True), ("{\n\n", False), ("{  ", False), ("{\t", False)]
+)
+def test_white_space_is_a_space_or_a_line_with_its_indentation(
+    compiler: ConstraintCompiler, text: str, *, is_allowed: bool
+) -> None:
+    state = compiler.compile(schema({"type": "object", "required": ["a"]}))
+    for value in text.encode()[:-1]:
+        state.accept(value)  # the id of a byte is its value
+    assert (text.encode()[-1] in allowed(state)) is is_allowed

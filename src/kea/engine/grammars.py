@@ -19,7 +19,8 @@ from kea.types import Constraint
 MAX_SOURCE_BYTES = 64 * 1024
 _MAX_MULTIPLE = 10_000
 _EMBEDDED = "%json"
-_BLANK = r"[\x20\x0A\x0D\x09]{1,32}"
+# A space, or a new line and its indentation: what JSON is written with. More, and a weak model writes nothing else.
+_BLANK = r"(\x20|\x0A[\x20\x09]{0,16})"
 
 
 def grammar_text(constraint: Constraint) -> str:
