@@ -96,8 +96,9 @@ def serve(*arguments: str, cwd: Path | None = None, **variables: str) -> Iterato
 
 
 def children_of(pid: int) -> list[int]:
-    """Return the ids of a process's children (Linux)."""
-    return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """Return the ids of a process's children, whichever thread started them (Linux)."""
+    lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(text) for text in " ".join(lists).split()]
 
 
 def is_running(pid: int) -> bool:
