@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -17,6 +18,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No test may wait for a hub: what is not on this machine is not there.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
+
+# A shell that runs the tests in the background has them ignore SIGINT, and every process that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The machine is shared with whatever else runs, so a slow example is no failure; the same examples every time.
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
