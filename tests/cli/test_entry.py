@@ -96,5 +96,6 @@ def test_ctrl_c_while_it_starts_is_clean(after_s: float) -> None:
         time.sleep(after_s)
         os.killpg(process.pid, signal.SIGINT)
         _, said = process.communicate(timeout=30)
-    assert process.returncode in {130, 0, 1}, said  # it may have ended before: empty input (0), no server there (1)
+    # It may have ended before: empty input (0), no server there (1), in the middle of Python's own end (-2).
+    assert process.returncode in {130, 0, 1, -signal.SIGINT}, said
     assert "Traceback" not in said

@@ -9,12 +9,13 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from kea.cli.app import app
+from kea.cli.console import out
 from kea.cli.models import _count, _size
 
 
 def kea(*arguments: str) -> Result:
     """Run a command in this process, which has the libraries loaded."""
-    return CliRunner().invoke(app, arguments, env={"COLUMNS": "400"})
+    return CliRunner().invoke(app, arguments, env={"COLUMNS": "120"})
 
 
 def write_config(folder: Path, **config: object) -> str:
@@ -23,7 +24,10 @@ def write_config(folder: Path, **config: object) -> str:
     return str(folder)
 
 
-def test_models_are_described_and_refused_by_name(stories260k: Path, tmp_path: Path) -> None:
+def test_models_are_described_and_refused_by_name(
+    stories260k: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(out, "width", 400)  # room for any path
     bloom = write_config(tmp_path / "alibi", model_type="bloom", n_layer=2, n_head=4, hidden_size=32, vocab_size=99)
     result = kea("models", str(stories260k), bloom, str(tmp_path))
     assert result.exit_code == 1
