@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from kea.errors import ModelLoadFailed
 from kea.models import require_embedded_model
 from tests.cli.support import Served, serve
 
@@ -20,8 +19,5 @@ def served(stories260k: Path) -> Iterator[Served]:
 
 @pytest.fixture(scope="session")
 def embedded_model() -> Path:
-    """The embedded model; skips where this checkout has none yet."""
-    try:
-        return require_embedded_model()
-    except ModelLoadFailed as error:
-        pytest.skip(str(error))
+    """The embedded model, which is part of the repository."""
+    return require_embedded_model()

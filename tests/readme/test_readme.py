@@ -18,7 +18,6 @@ import pytest
 from typer.testing import CliRunner
 
 from kea.cli.app import app
-from kea.errors import ModelLoadFailed
 from kea.models import require_embedded_model
 from tests.cli.support import serve
 from tests.conftest import ROOT
@@ -39,10 +38,7 @@ ANSWERS = {"kea chat": "Question: Where does Tarn Osk live?\n/exit\n"}
 @pytest.fixture(scope="module")
 def place(stories260k: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder like the reader's: the examples, two models, the application of the README."""
-    try:
-        embedded = require_embedded_model()
-    except ModelLoadFailed as error:
-        pytest.skip(str(error))
+    embedded = require_embedded_model()
     folder = tmp_path_factory.mktemp("place")
     (folder / "my-model").symlink_to(stories260k)
     (folder / "my-chat-model").symlink_to(embedded)
