@@ -27,6 +27,7 @@ _PREFILL_BOUNDS = (0, 63, 511)
 _SEQUENCE_BOUNDS = (1, 7, 31)
 _KIND_MEMORY = 0.97
 _MEMORY = 0.99
+_EARLY_SAMPLES = 32
 _SOLVE_STEPS = 8  # once learned, one step changes little, and solving is most of the cost
 _MIN_WEIGHT = 1e-3
 _CHANGE_MEMORY = 0.1
@@ -64,7 +65,7 @@ class LatencyModel:
         self._products[kind] += row
         self._weights[kind] += 1.0
         self._num_samples += 1
-        if self._num_samples < _WINDOW or self._num_samples % _SOLVE_STEPS == 0 or self._surprises:
+        if self._num_samples < _EARLY_SAMPLES or self._num_samples % _SOLVE_STEPS == 0 or self._surprises:
             self._coefficients = _solve(self._squares.sum(axis=0), self._products.sum(axis=0))
 
     def predict(self, shape: StepShape) -> float:

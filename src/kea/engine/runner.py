@@ -69,8 +69,14 @@ class Runner:
         sequences: list[SequencePlan] = []
         positions: list[int] = []
         slots: list[int] = []
+        size = self._page_tokens
         for item in items:
             sequences.append(self._plan(item, len(token_ids)))
+            if item.stop - item.start == 1:  # most items, and this is done for each of them in every step
+                token_ids.append(item.context.tokens[item.start])
+                positions.append(item.start)
+                slots.append(item.context.pages.pages[item.start // size] * size + item.start % size)
+                continue
             token_ids.extend(item.context.tokens[item.start : item.stop])
             positions.extend(range(item.start, item.stop))
             slots.extend(self._slots(item))
@@ -79,7 +85,7 @@ class Runner:
 
     def _plan(self, item: WorkItem, row: int) -> SequencePlan:
         pages = item.context.pages
-        runs = tuple([Run(start, stop) for start, stop in self._memory.visible_runs(pages, item.stop)])
+        runs = tuple(itertools.starmap(Run, self._memory.visible_runs(pages, item.stop)))
         return SequencePlan(row, item.stop - item.start, item.start, tuple(pages.pages), runs)
 
     def _slots(self, item: WorkItem) -> list[int]:

@@ -79,14 +79,15 @@ class StopMatcher:
 
     def __init__(self, stop: tuple[str, ...]) -> None:
         self._patterns = [_Pattern(text) for text in stop]
+        self._firsts = frozenset(text[0] for text in stop)
         self._held = ""
         self.matched: str | None = None
 
     def push(self, text: str) -> str:
         """Add a piece of text; return what can be emitted: at a match, all that stands before the stop string."""
         assert self.matched is None, "text after the stop"
-        if not self._patterns:
-            return text
+        if not self._held and self._firsts.isdisjoint(text):
+            return text  # no stop string begins here, nor has one begun before
         for index, char in enumerate(text):
             complete = [pattern.text for pattern in self._patterns if pattern.advance(char)]
             if complete:

@@ -99,6 +99,8 @@ class Drops:
 
     def runs(self, stop: int) -> tuple[Span, ...]:
         """Return the stretches of [0, stop) that are not hidden."""
+        if not self.spans:
+            return ((0, stop),) if stop > 0 else ()
         runs = []
         start = 0
         for hidden_start, hidden_stop in self.spans:

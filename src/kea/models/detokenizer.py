@@ -113,6 +113,8 @@ class Detokenizer:
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Add tokens; return the text that became certain."""
+        if len(token_ids) == 1:  # as nearly always
+            return "" if token_ids[0] in self._skipped else self._decoder.push(token_ids[0])
         return "".join(self._decoder.push(index) for index in token_ids if index not in self._skipped)
 
     def flush(self) -> str:

@@ -1,0 +1,160 @@
+"""Where a step's time goes outside the model: `python -m tools.overhead [--batch 32] [--vocab 8192] [--steps 400]`.
+
+Drives the real core over a model that computes nothing (its logits are made beforehand), so that what is left is the
+engine's own work; prints the mean time per step of each function, without the functions measured inside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from kea.attention.base import LayerCache, LayerSpec
+from kea.engine.base import Append, ContextSpec, CreateContext, Generate
+from kea.engine.config import StepLimits
+from kea.engine.core import EngineCore
+from kea.models import Tokenizer
+from kea.models.base import ModelFacts, StepInput
+from kea.models.shipped import require_embedded_model
+from kea.types import GenerateOptions, Sampling, Stopping
+
+PAGE_TOKENS = 16
+PROMPT_TOKENS = 128
+WARM_UP_STEPS = 40
+SAMPLINGS = {
+    "greedy": Sampling(temperature=0.0),
+    "any": Sampling(temperature=0.8, seed=1),
+    "top_p": Sampling(temperature=0.8, top_p=0.9, seed=1),
+    "top_k": Sampling(temperature=0.8, top_k=50, top_p=0.95, seed=1),
+    "penalties": Sampling(temperature=0.0, presence_penalty=0.5, repetition_penalty=1.1),
+}
+# What is measured: the owner's path from the core, the method, and the row of the table it belongs to.
+STAGES = (
+    ("", "step", "core: the loop's own"),
+    ("_batcher", "plan", "batcher: plan"),
+    ("_runner", "run", "runner: flattened input"),
+    ("_runner._model", "forward", "model"),
+    ("_runner", "_unsound", "runner: finite?"),
+    ("_sampler", "sample", "sampler"),
+    ("_batcher", "complete", "memory: commit"),
+    ("_latency", "observe", "latency model"),
+    ("", "_take", "generations: text, stops, chunks"),
+)
+OUTSIDE = ("model", "sampler")
+
+
+class IdleModel:
+    """A `DecoderModel` that computes nothing: every forward returns rows of logits made beforehand."""
+
+    def __init__(self, vocab_size: int, max_rows: int) -> None:
+        layer = LayerSpec(1, 1, 8, 8, 1.0)
+        self.facts = ModelFacts(
+            "idle", "idle", vocab_size, 1 << 16, (layer,), (), 64, 0, "cpu", "float32", "idle", batch_invariant=True
+        )
+        self._logits = torch.randn(max_rows, vocab_size, generator=torch.Generator().manual_seed(0)) * 3
+
+    def create_cache(self, num_slots: int) -> tuple[LayerCache, ...]:
+        return (LayerCache(torch.zeros(num_slots, 1, 8), torch.zeros(num_slots, 1, 8)),)
+
+    def forward(self, step: StepInput, cache: tuple[LayerCache, ...]) -> torch.Tensor:
+        return self._logits[: len(step.logit_rows)]
+
+
+class Stopwatch:
+    """Time by name, each without what was measured inside it."""
+
+    def __init__(self) -> None:
+        self.steps_s: dict[str, list[float]] = {}
+        self._inner_s = [0.0]
+        self._current: dict[str, float] = {}
+
+    def wrap(self, owner: Any, method: str, name: str) -> None:
+        """Measure an object's method from here on."""
+        setattr(owner, method, self._timed(getattr(owner, method), name))
+
+    def lap(self) -> None:
+        """End a step."""
+        for name, seconds in self._current.items():
+            self.steps_s.setdefault(name, []).append(seconds)
+        self._current = {}
+
+    def _timed(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def timed(*args: Any) -> Any:
+            self._inner_s.append(0.0)
+            start = time.perf_counter()
+            try:
+                return function(*args)
+            finally:
+                taken = time.perf_counter() - start
+                self._current[name] = self._current.get(name, 0.0) + taken - self._inner_s.pop()
+                self._inner_s[-1] += taken
+
+        return timed
+
+
+def create_core(batch: int, vocab_size: int, num_steps: int) -> EngineCore:
+    max_len = PROMPT_TOKENS + num_steps + WARM_UP_STEPS + PAGE_TOKENS
+    limits = StepLimits(batch * (max_len // PAGE_TOKENS + 2), PAGE_TOKENS, max_len, batch, 8192)
+    return EngineCore(IdleModel(vocab_size, batch), Tokenizer.load(require_embedded_model()), limits, time.perf_counter)
+
+
+def fill(core: EngineCore, batch: int, num_tokens: int, sampling: Sampling) -> None:
+    """Start `batch` generations, each with one stop string, and let them decode for a while."""
+    options = GenerateOptions(Stopping(num_tokens, stop=("\n\nUser:",), ignore_eos=True), sampling)
+    for index in range(batch):
+        core.handle(CreateContext(index, ContextSpec()))
+        core.handle(Append(index, tuple((index * 37 + place) % 500 + 3 for place in range(PROMPT_TOKENS))))
+        core.handle(Generate(index, index, options))
+    for _ in range(WARM_UP_STEPS):
+        core.step()
+
+
+def measure(batch: int, vocab_size: int, num_steps: int, sampling: Sampling) -> tuple[float, dict[str, float]]:
+    """Return the median step without a stopwatch inside, and the medians of the stages, in ms."""
+    steps = []
+    core = create_core(batch, vocab_size, 2 * num_steps)
+    fill(core, batch, 2 * num_steps + WARM_UP_STEPS, sampling)
+    for _ in range(num_steps):
+        start = time.perf_counter()
+        core.step()
+        steps.append(time.perf_counter() - start)
+    watch = Stopwatch()
+    for path, method, name in STAGES:
+        owner: Any = core
+        for part in filter(None, path.split(".")):
+            owner = getattr(owner, part)
+        watch.wrap(owner, method, name)
+    for _ in range(num_steps - 1):
+        core.step()
+        watch.lap()
+    stages = {name: 1e3 * statistics.median(watch.steps_s.get(name, [0.0])) for _, _, name in STAGES}
+    return 1e3 * statistics.median(steps), stages
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.overhead", description=__doc__)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--vocab", type=int, default=8192)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--sampling", choices=list(SAMPLINGS), action="append")
+    options = parser.parse_args(arguments)
+    names = options.sampling or list(SAMPLINGS)
+    found = {name: measure(options.batch, options.vocab, options.steps, SAMPLINGS[name]) for name in names}
+    print(f"ms per step, medians of {options.steps}: {options.batch} rows, vocabulary {options.vocab}")
+    print(f"{'':36}" + "".join(f"{name:>11}" for name in names))
+    for _, _, stage in STAGES:
+        print(f"{stage:36}" + "".join(f"{found[name][1][stage]:11.3f}" for name in names))
+    own = {name: sum(ms for stage, ms in found[name][1].items() if stage not in OUTSIDE) for name in names}
+    print(f"{'engine (model and sampler excepted)':36}" + "".join(f"{own[name]:11.3f}" for name in names))
+    print(f"{'whole step, nothing measured inside':36}" + "".join(f"{found[name][0]:11.3f}" for name in names))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
