@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Annotated
 
 import typer
@@ -20,6 +21,8 @@ from kea.cli.serve import serve
 
 # Libraries that log what we tell ourselves, or repeat a request five times aloud.
 CHATTY = ("huggingface_hub", "transformers", "httpx2", "asyncio")
+# Two of them set their level anew when they are imported, also in the process of an engine.
+OWN_LEVELS = ("HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY")
 
 app = typer.Typer(name="kea", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(demo)
@@ -55,3 +58,5 @@ def kea(
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for name in CHATTY:
         logging.getLogger(name).setLevel(level if verbose else logging.ERROR)
+    for variable in OWN_LEVELS:
+        os.environ.setdefault(variable, logging.getLevelName(level if verbose else logging.ERROR).lower())

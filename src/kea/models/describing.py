@@ -46,14 +46,14 @@ def describe_model(
 
     Of a hub id only the config is fetched. Raises `ModelLoadFailed` where there is no readable config.
     """
-    source = resolve_source(name_or_path)
+    source = resolve_source(name_or_path, revision=revision)
     config = read_config(source, revision)
     text = config.get_text_config()
     arithmetic = resolve_dtype(dtype, device, config)
     num_parameters = _stored_parameters(Path(source))
     kv_values = _kv_values(text)
     return ModelDescription(
-        name=model_name(source),
+        name=model_name(str(name_or_path)),
         family=str(config.model_type),
         dtype=arithmetic,
         num_layers=int(text.num_hidden_layers),

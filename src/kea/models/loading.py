@@ -69,7 +69,7 @@ def load_model(
     from kea.attention import create_backend
 
     attention = create_backend(backend, device)
-    source = resolve_source(name_or_path)
+    source = resolve_source(name_or_path, revision=revision)
     config = read_config(source, revision)
     check_config(config)
     arithmetic: torch.dtype = getattr(torch, resolve_dtype(dtype, device, config))

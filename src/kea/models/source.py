@@ -6,19 +6,23 @@ Only safetensors are read, and no code from a checkpoint runs. Imports transform
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from kea.errors import KeaError, ModelLoadFailed
+from kea.models.hub import locate
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 HINT = "Give a directory with a config.json, or the id of a Hugging Face model that this machine can reach."
 
 
-def resolve_source(name_or_path: str | Path, any_of: tuple[str, ...] = ("config.json",)) -> str:
-    """Return the directory (which holds `any_of` these files), or the hub id, that transformers is to load from.
+CONFIG_FILES = ("config.json",)
+
+
+def check_source(name_or_path: str | Path, any_of: Sequence[str] = CONFIG_FILES) -> str:
+    """Return the directory (which holds `any_of` these files), or the hub id, that is named; asks no hub.
 
     Raises `ModelLoadFailed` where it is neither such a directory nor shaped like a hub id.
     """
@@ -33,6 +37,18 @@ def resolve_source(name_or_path: str | Path, any_of: tuple[str, ...] = ("config.
     if text.startswith((".", "/", "~")) or not HUB_ID.fullmatch(text):
         raise ModelLoadFailed(f"There is no model directory {text}.", hint=HINT, param="model")
     return text
+
+
+def resolve_source(
+    name_or_path: str | Path, any_of: Sequence[str] = CONFIG_FILES, *, revision: str | None = None
+) -> str:
+    """Return the directory or hub id that transformers is to load from; for an id that the hub cannot be asked for, the
+    directory of its copy in the cache.
+
+    Raises `ModelLoadFailed` as `check_source` does, and where neither a hub nor the cache can be asked for the id.
+    """
+    source = check_source(name_or_path, any_of)
+    return source if Path(source).is_dir() else locate(source, revision)
 
 
 @contextmanager

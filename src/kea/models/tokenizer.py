@@ -52,7 +52,7 @@ class Tokenizer:
     @classmethod
     def load(cls, name_or_path: str | Path, *, revision: str | None = None) -> Tokenizer:
         """Load from a directory or the hub; `ModelLoadFailed` with the reason."""
-        source = resolve_source(name_or_path, TOKENIZER_FILES)
+        source = resolve_source(name_or_path, TOKENIZER_FILES, revision=revision)
         with failing_as_load_error(source, "the tokenizer"):
             from transformers import AutoTokenizer
 
