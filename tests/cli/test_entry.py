@@ -42,6 +42,8 @@ def test_the_version() -> None:
         (("complete", "a", "model", "--url", "http://h"), "error: A model and --url are both given"),
         (("complete", "a", "model", "--temperature", "-1"), "temperature is -1"),
         (("complete", "a", "--url", "h:1"), "error: url is 'h:1'; it must begin with http:// or https://."),
+        (("complete", "a", "./absent"), "error: There is no model directory ./absent."),
+        (("serve", "/absent"), "error: There is no model directory /absent."),
         (("run", "absent.py"), "error: There is no file absent.py."),
         (("nope",), "No such command 'nope'"),
         (("serve", "--nope"), "No such option"),
@@ -63,7 +65,6 @@ def test_a_key_is_not_repeated() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("complete", "a", "./absent"), "error: There is no model directory ./absent."),
         (("chat", "--url", "http://127.0.0.1:9"), "does not answer"),
         (("complete", "a", "--url", "http://127.0.0.1:9"), "does not answer"),
     ],
@@ -73,6 +74,16 @@ def test_what_fails_is_a_sentence_and_status_1(arguments: tuple[str, ...], said:
     assert result.returncode == 1, result.stderr
     assert said in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_hub_that_does_not_answer_is_told_at_once() -> None:
+    result = kea("complete", "a", "some/model", HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9")
+    assert result.returncode == 1
+    loading, error = result.stderr.splitlines()  # no line of the hub's client, which tries six times
+    assert loading == "Loading some/model"
+    assert error.startswith(
+        "error: There is no directory some/model here and no copy of it in the cache, and the hub at"
+    )
 
 
 def test_debug_adds_the_traceback() -> None:

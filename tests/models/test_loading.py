@@ -127,7 +127,9 @@ def test_a_directory_without_a_config_and_a_file_are_told_apart(tmp_path: Path) 
 
 
 def test_a_hub_id_that_cannot_be_fetched_is_told_in_a_sentence() -> None:
-    with pytest.raises(ModelLoadFailed, match="no directory nobody/nothing here and no copy of it in the cache") as caught:
+    with pytest.raises(
+        ModelLoadFailed, match="no directory nobody/nothing here and no copy of it in the cache"
+    ) as caught:
         load_model("nobody/nothing")
     assert "\n" not in str(caught.value)
 

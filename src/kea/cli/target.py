@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kea.errors import InvalidRequest, ModelLoadFailed
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
@@ -14,10 +16,19 @@ class ModelSource:
 
 
 def choose_model(model: str | None) -> ModelSource:
-    """Return where to load from. Raises `ModelLoadFailed` where the embedded model is asked for and not installed."""
+    """Return where to load from. Nothing is loaded, and no hub is asked.
+
+    Raises `InvalidRequest` where a model is named that cannot be one, such as a directory that is not there, and
+    `ModelLoadFailed` where the embedded model is asked for and not installed.
+    """
     from kea.models import EMBEDDED_NAME, require_embedded_model
     from kea.models.describing import model_name
+    from kea.models.source import check_source
 
     if model is None:
         return ModelSource(str(require_embedded_model()), EMBEDDED_NAME)
+    try:
+        check_source(model)
+    except ModelLoadFailed as error:
+        raise InvalidRequest(error.message, hint=error.hint, param="model") from None
     return ModelSource(model, model_name(model))
