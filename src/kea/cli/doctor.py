@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import platform
 import sys
 from collections.abc import Iterator
@@ -17,12 +16,6 @@ from rich.table import Table
 from kea import __version__
 from kea.cli.console import out
 
-EXTRAS = {
-    "rag": ("faiss", "retrieval from a vector index"),
-    "cluster": ("ray", "engines on more than one machine"),
-    "otel": ("opentelemetry", "traces to OpenTelemetry"),
-    "bench": ("matplotlib", "plots of benchmarks"),
-}
 GIB = 2**30
 
 
@@ -66,10 +59,6 @@ def _look() -> Iterator[Finding]:
     yield Finding("python", platform.python_version(), "3.11 or newer is needed", _need(sys.version_info >= (3, 11)))
     yield from _look_at_torch()
     yield _look_at_embedded_model()
-    for extra, (module, use) in EXTRAS.items():
-        is_there = importlib.util.find_spec(module) is not None
-        found, state = ("installed", State.THERE) if is_there else ("not installed", State.ABSENT)
-        yield Finding(f"extra {extra}", found, use, state)
 
 
 def _need(is_met: bool) -> State:
@@ -83,6 +72,7 @@ def _look_at_torch() -> Iterator[Finding]:
 
     yield Finding("torch", torch.__version__, "runs the models")
     yield Finding("transformers", importlib.metadata.version("transformers"), "defines the models")
+    yield Finding("numba", importlib.metadata.version("numba"), "compiles the kernels of the CPU")
     yield Finding("cores", str(num_cores()), "threads of an engine on the CPU (--num-threads)")
     free = free_memory_bytes("cpu") / GIB
     yield Finding("free memory", f"{free:.1f} GiB", f"at most {free / 4:.1f} GiB for keys and values", _need(free >= 1))
