@@ -116,7 +116,7 @@ def test_wrong_options_are_refused_by_name(arguments: tuple[str, ...], said: str
 def test_a_server_that_is_not_there_is_a_plain_error() -> None:
     result = invoke("--base-url", "http://127.0.0.1:9")
     assert result.exit_code == 1
-    assert "does not answer" in result.output
+    assert "error: The server at http://127.0.0.1:9 does not answer" in result.output
     assert "Traceback" not in result.output
 
 

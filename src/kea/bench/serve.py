@@ -107,7 +107,9 @@ def serve(
         )
         status = run(options.make_quick(settings) if quick else settings, json_file, requests_file)
     except KeaError as error:
-        Console(stderr=True).print(f"Error: {error}", style="red", highlight=False, markup=False)
+        notes = Console(stderr=True, soft_wrap=True, highlight=False)
+        notes.print("[bold red]error:[/]", end=" ")
+        notes.print(str(error), markup=False)
         raise typer.Exit(EXIT_USAGE if isinstance(error, InvalidRequest) else EXIT_NOTHING_ANSWERED) from error
     raise typer.Exit(status)
 

@@ -162,7 +162,7 @@ async def _choose_model(client: LoadClient, chosen: Sequence[str]) -> str:
             return served[0]
     listed = f"has {', '.join(served)}" if served else "lists no model"
     raise InvalidRequest(
-        f"The server {client.target.name} {listed}, and its model is given as {wanted!r}.",
+        f"The server at {client.target.base_url} {listed}, and its model is given as {wanted!r}.",
         hint="Name it with --model, or a peer's with --peer-model.",
         param="model",
     )

@@ -60,8 +60,7 @@ async def probe(client: LoadClient, model: str, text: str = WORDS[0]) -> Request
     result = await client.send(body, index=0, output_len=1, scheduled_s=0.0, start=time.perf_counter())
     if result.failure is not None:
         raise Unreachable(
-            f"The server {client.target.name} at {client.target.base_url} refused a request of one token: "
-            f"{result.failure.message}",
+            f"The server at {client.target.base_url} refused a request of one token: {result.failure.message}",
             hint="The load was not started.",
         )
     return result

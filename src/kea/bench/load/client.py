@@ -215,8 +215,7 @@ class LoadClient:
             response = await self._http.get(path, timeout=30.0)
         except httpx2.TransportError as error:
             raise Unreachable(
-                f"The server {self.target.name} at {self.target.base_url} does not answer"
-                f" ({str(error) or type(error).__name__}).",
+                f"The server at {self.target.base_url} does not answer ({str(error) or type(error).__name__}).",
                 hint="Is it running, and is this its address?",
             ) from error
         try:
