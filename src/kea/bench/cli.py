@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import typer
 
+from kea.bench.help import PlainCommand, PlainGroup
 from kea.bench.serve import serve
 
-app = typer.Typer(name="bench", no_args_is_help=True, add_completion=False)
+app = typer.Typer(name="bench", cls=PlainGroup, no_args_is_help=True, add_completion=False)
 
 
 @app.callback()
@@ -14,4 +15,4 @@ def bench() -> None:
     """Measure servers and engines, each with its bound and its peers in the same run."""
 
 
-app.command("serve")(serve)
+app.command("serve", cls=PlainCommand)(serve)

@@ -39,10 +39,14 @@ def _option(panel: str, text: str, *names: str, metavar: str | None = None) -> A
     return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar)
 
 
-BaseUrl = Annotated[str, typer.Option(help="The server to measure, with or without /v1.")]
-Name = Annotated[str, typer.Option(help="What the report calls this server.")]
-ModelName = Annotated[str | None, typer.Option(help="The model's name; a server with one model needs none.")]
-ApiKey = Annotated[str | None, typer.Option(envvar="KEA_API_KEY", help="This server's key; peers do not see it.")]
+BaseUrl = Annotated[str, typer.Option(metavar="URL", help="The server to measure, with or without /v1.")]
+Name = Annotated[str, typer.Option(metavar="NAME", help="What the report calls this server.")]
+ModelName = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The model's name; a server with one model needs none.")
+]
+ApiKey = Annotated[
+    str | None, typer.Option(envvar="KEA_API_KEY", metavar="KEY", help="This server's key; peers do not see it.")
+]
 Peers = Annotated[list[str] | None, typer.Option(metavar="NAME=URL", help="A server to compare with. Repeatable.")]
 PeerKeys = Annotated[list[str] | None, typer.Option(metavar="NAME=KEY", help="The key of a peer. Repeatable.")]
 PeerModels = Annotated[
@@ -50,44 +54,59 @@ PeerModels = Annotated[
 ]
 Api = Annotated[ApiChoice, typer.Option(help="The endpoint.")]
 
-Rate = Annotated[str | None, _option(_LOAD, "Poisson arrivals per second; inf (the default) is all at once.")]
-Concurrency = Annotated[int | None, _option(_LOAD, "Instead of a rate: keep this many requests under way.")]
+Rate = Annotated[
+    str | None, _option(_LOAD, "Poisson arrivals per second; inf (the default) is all at once.", metavar="NUMBER")
+]
+Concurrency = Annotated[
+    int | None, _option(_LOAD, "Instead of a rate: keep this many requests under way.", metavar="COUNT")
+]
 Trace = Annotated[
     Path | None,
     _option(
         _LOAD,
         "A recorded load (Azure CSV or Mooncake JSON lines): its lengths, and its times unless --rate or"
         " --concurrency is given.",
+        metavar="FILE",
     ),
 ]
-TimeScale = Annotated[float, _option(_LOAD, "Multiplies the trace's gaps: 0.5 is twice as fast.")]
-LengthScale = Annotated[float, _option(_LOAD, "Multiplies the trace's lengths.")]
-NumRequests = Annotated[str, _option(_LOAD, "Requests per server and round.")]
-Rounds = Annotated[int | None, _option(_LOAD, "Rounds, interleaved between servers; by default 1, with peers 3.")]
-Warmups = Annotated[int, _option(_LOAD, "Requests to each server before, not reported.")]
-Seed = Annotated[int, _option(_LOAD, "The same seed gives the same load.")]
+TimeScale = Annotated[float, _option(_LOAD, "Multiplies the trace's gaps: 0.5 is twice as fast.", metavar="NUMBER")]
+LengthScale = Annotated[float, _option(_LOAD, "Multiplies the trace's lengths.", metavar="NUMBER")]
+NumRequests = Annotated[str, _option(_LOAD, "Requests per server and round.", metavar="COUNT")]
+Rounds = Annotated[
+    int | None, _option(_LOAD, "Rounds, interleaved between servers; by default 1, with peers 3.", metavar="COUNT")
+]
+Warmups = Annotated[int, _option(_LOAD, "Requests to each server before, not reported.", metavar="COUNT")]
+Seed = Annotated[int, _option(_LOAD, "The same seed gives the same load.", metavar="NUMBER")]
 Quick = Annotated[bool, _option(_LOAD, "A small load that ends within 5 minutes.", "--quick")]
-TimeLimit = Annotated[float | None, _option(_LOAD, "Stop the rounds after this time; what ended by then counts.")]
-Timeout = Annotated[float, _option(_LOAD, "A request without a whole answer by then has failed.")]
+TimeLimit = Annotated[
+    float | None, _option(_LOAD, "Stop the rounds after this time; what ended by then counts.", metavar="SECONDS")
+]
+Timeout = Annotated[float, _option(_LOAD, "A request without a whole answer by then has failed.", metavar="SECONDS")]
 
-InputLen = Annotated[str, _option(_LENGTHS, "Tokens: 512, 32k, uniform:128:1k or lognormal:512:0.8.")]
-OutputLen = Annotated[str, _option(_LENGTHS, "Tokens, spelled the same.")]
-MaxInputLen = Annotated[str | None, _option(_LENGTHS, "Cut longer prompts; the report says how many.")]
-MaxOutputLen = Annotated[str | None, _option(_LENGTHS, "Cut longer answers; the report says how many.")]
-PrefixLen = Annotated[str, _option(_LENGTHS, "Tokens shared by all prompts, before those of --input-len.")]
-Prompts = Annotated[Path | None, _option(_LENGTHS, "A file of prompts: one per line, or .jsonl.")]
+InputLen = Annotated[str, _option(_LENGTHS, "Tokens: 512, 32k, uniform:128:1k or lognormal:512:0.8.", metavar="TOKENS")]
+OutputLen = Annotated[str, _option(_LENGTHS, "Tokens, spelled the same.", metavar="TOKENS")]
+MaxInputLen = Annotated[
+    str | None, _option(_LENGTHS, "Cut longer prompts; the report says how many.", metavar="TOKENS")
+]
+MaxOutputLen = Annotated[
+    str | None, _option(_LENGTHS, "Cut longer answers; the report says how many.", metavar="TOKENS")
+]
+PrefixLen = Annotated[
+    str, _option(_LENGTHS, "Tokens shared by all prompts, before those of --input-len.", metavar="TOKENS")
+]
+Prompts = Annotated[Path | None, _option(_LENGTHS, "A file of prompts: one per line, or .jsonl.", metavar="FILE")]
 IgnoreEos = Annotated[bool, _option(_LENGTHS, "Ask for answers of exactly the wanted length.")]
-Temperature = Annotated[float, _option(_LENGTHS, "Of every request.")]
+Temperature = Annotated[float, _option(_LENGTHS, "Of every request.", metavar="NUMBER")]
 ExtraBody = Annotated[str | None, _option(_LENGTHS, "Merged into every request.", metavar="JSON")]
 
-SloTtft = Annotated[float | None, _option(_GOALS, "The most a good request's TTFT takes.")]
-SloTpot = Annotated[float | None, _option(_GOALS, "The most a good request's TPOT takes.")]
-SloE2e = Annotated[float | None, _option(_GOALS, "The most a good request takes.")]
+SloTtft = Annotated[float | None, _option(_GOALS, "The most a good request's TTFT takes.", metavar="MS")]
+SloTpot = Annotated[float | None, _option(_GOALS, "The most a good request's TPOT takes.", metavar="MS")]
+SloE2e = Annotated[float | None, _option(_GOALS, "The most a good request takes.", metavar="MS")]
 SloOf = Annotated[
     str | None, _option(_GOALS, "Instead: multiples of this server's TTFT and TPOT without load.", metavar="NAME")
 ]
-TtftFactor = Annotated[float, _option(_GOALS, "The multiple of the TTFT, with --slo-of.")]
-TpotFactor = Annotated[float, _option(_GOALS, "The multiple of the TPOT, with --slo-of.")]
+TtftFactor = Annotated[float, _option(_GOALS, "The multiple of the TTFT, with --slo-of.", metavar="NUMBER")]
+TpotFactor = Annotated[float, _option(_GOALS, "The multiple of the TPOT, with --slo-of.", metavar="NUMBER")]
 
 JsonFile = Annotated[Path | None, _option(_OUTPUT, "Write the report.", "--json", metavar="FILE")]
 RequestsFile = Annotated[

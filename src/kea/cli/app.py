@@ -10,6 +10,7 @@ import typer
 
 from kea import __version__
 from kea.bench.cli import app as bench_app
+from kea.bench.help import PlainCommand, PlainGroup
 from kea.cli.chat import chat
 from kea.cli.complete import complete
 from kea.cli.console import out
@@ -24,14 +25,11 @@ CHATTY = ("huggingface_hub", "transformers", "httpx2", "asyncio")
 # Two of them set their level anew when they are imported, also in the process of an engine.
 OWN_LEVELS = ("HF_HUB_VERBOSITY", "TRANSFORMERS_VERBOSITY")
 
-app = typer.Typer(name="kea", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-app.command()(demo)
-app.command()(serve)
-app.command()(run)
-app.command()(chat)
-app.command()(complete)
-app.command()(models)
-app.command()(doctor)
+app = typer.Typer(
+    name="kea", cls=PlainGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+for command in (demo, serve, run, chat, complete, models, doctor):
+    app.command(cls=PlainCommand)(command)
 app.add_typer(bench_app)
 
 

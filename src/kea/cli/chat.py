@@ -40,7 +40,7 @@ def chat(
     *,
     url: options.Url = None,
     api_key: options.ApiKey = None,
-    system: Annotated[str | None, typer.Option(help="The system message.", show_default=False)] = None,
+    system: Annotated[str | None, typer.Option(help="The system message.", metavar="TEXT", show_default=False)] = None,
     max_tokens: options.MaxTokens = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
