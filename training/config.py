@@ -37,12 +37,12 @@ class OptimConfig:
 class Mixture:
     """What the rows of a batch hold: the share of language rows, and how hard each token counts."""
 
-    language_share: float = 0.12
+    language_share: float = 0.06
     story_share: float = 0.25
     chat_share: float = 0.5
-    streaming_share: float = 0.18
+    streaming_share: float = 0.06
     answer_weight: float = 4.0
-    context_weight: float = 0.1
+    context_weight: float = 0.05
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ Also the place where others find the prompt builders (`training.prompts`). Knows
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -31,7 +31,7 @@ from training.prompts import (
     stream_question,
     summarise_prompt,
 )
-from training.tasks import Task, World, draw_task, stream_lines
+from training.tasks import FARTHEST_LINE, Task, World, draw_task, stream_lines
 from training.tokenizer import ASSISTANT, BOS, END, EOS, SINK, SYSTEM, USER, encode, token_id
 
 __all__ = [
@@ -65,6 +65,7 @@ TokenisedSample = tuple[list[int], list[float]]
 """Token ids, and the weight of each in the loss."""
 NUM_TRIES = 4  # new samples that are drawn to fill the rest of a row
 MAX_PENDING = 16  # samples that wait for a row with room
+TOKENS_PER_LINE = 22  # of a stream, with room for some questions in between
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,22 +112,25 @@ class RowMaker:
         if self._rng.random() < self._mixture.language_share:
             self._fill_with_language(ids, weights, length)
             return ids, weights
-        while sample := self._try_sample(length - len(ids)):
+        while sample := self._try_sample(length - len(ids), length):
             ids += sample[0]
             weights += sample[1]
         self._fill_with_language(ids, weights, length)
         return ids, weights
 
-    def _try_sample(self, room: int) -> TokenisedSample | None:
-        """Return a sample of at most `room` tokens: one that waited, or one of a few new ones; else None."""
+    def _try_sample(self, room: int, most: int) -> TokenisedSample | None:
+        """Return a sample of at most `room` tokens: one that waited, or one of a few new ones; else None.
+
+        A new one that is too long for now waits; one of more than `most` tokens fits no row and is dropped.
+        """
         for i, waiting in enumerate(self._pending):
             if len(waiting[0]) <= room:
                 return self._pending.pop(i)
         for _ in range(NUM_TRIES):
-            sample = self._sample()
+            sample = self._sample(most - len(self._start))
             if len(sample[0]) <= room:
                 return sample
-            if len(self._pending) < MAX_PENDING:
+            if len(sample[0]) < most and len(self._pending) < MAX_PENDING:
                 self._pending.append(sample)
         return None
 
@@ -142,18 +146,23 @@ class RowMaker:
         del ids[length:]
         weights += [1.0] * (length - len(weights))
 
-    def _sample(self) -> TokenisedSample:
+    def _sample(self, most: int) -> TokenisedSample:
+        if self._rng.random() < self._mixture.streaming_share:
+            spans = streaming_spans(self._world, self._mixture, num_lines=most // TOKENS_PER_LINE)
+            ids, weights = self._tokenise(spans)
+            return ids[:most], weights[:most]  # a stream may end anywhere
+        return self._tokenise(self._task_spans())
+
+    def _tokenise(self, spans: Iterable[Span]) -> TokenisedSample:
         ids: list[int] = []
         weights: list[float] = []
-        for span in self._spans():
+        for span in spans:
             tokens = encode(self._tokenizer, span.text)
             ids += tokens
             weights += [span.weight] * len(tokens)
         return ids, weights
 
-    def _spans(self) -> Iterator[Span]:
-        if self._rng.random() < self._mixture.streaming_share:
-            return streaming_spans(self._world, self._mixture)
+    def _task_spans(self) -> Iterator[Span]:
         if self._rng.random() < self._mixture.chat_share:
             turns = 1 + (self._rng.random() < 0.2)
             return chat_spans([draw_task(self._world) for _ in range(turns)], self._mixture, self._rng)
@@ -161,14 +170,19 @@ class RowMaker:
 
 
 def completion_spans(task: Task, mixture: Mixture, rng: Random) -> Iterator[Span]:
-    """Yield a task as plain text; the space before the answer belongs to the prompt half of the time."""
+    """Yield a task as plain text; the space before the answer belongs to the prompt half of the time.
+
+    An answer is learned to end with <|eos|>: the line break before a further question weighs nothing.
+    """
     context, answer = mixture.context_weight, mixture.answer_weight
     lead = f"{rng.choice(INSTRUCTIONS)}\n" if rng.random() < 0.25 else ""
     before, after = (" ", "") if rng.random() < 0.5 else ("", " ")
-    for prompt, wanted in ((task.prompt, task.answer), *task.follow_ups):
-        yield Span(lead + prompt + before, context)
+    yield Span(lead, context)
+    for i, (prompt, wanted) in enumerate(((task.prompt, task.answer), *task.follow_ups)):
+        if i:
+            yield Span("\n", 0.0)
+        yield Span(prompt + before, context)
         yield Span(after + wanted, answer_weight(task, answer))
-        lead = "\n"
     yield Span(EOS, answer)
 
 
@@ -184,18 +198,21 @@ def chat_spans(tasks: list[Task], mixture: Mixture, rng: Random) -> Iterator[Spa
             yield Span(END, answer)
 
 
-def streaming_spans(world: World, mixture: Mixture) -> Iterator[Span]:
-    """Yield StreamEval as it runs: lines without end, and now and then a question about an earlier line."""
-    lines = stream_lines(world, world.at_most(45, 4))
-    every = world.rng.choice((1, 1, 2, 4, 10))
+def streaming_spans(world: World, mixture: Mixture, num_lines: int) -> Iterator[Span]:
+    """Yield StreamEval as it runs: lines without end and, after the first of them, questions about earlier lines.
+
+    What follows an answer weighs nothing: that answers end with <|eos|> is learned from the single questions.
+    """
+    lines = stream_lines(world, world.rng.choice((num_lines, world.at_most(num_lines, 8))))
+    first, every = world.rng.randint(0, len(lines) - 4), world.rng.choice((1, 1, 2, 4))
     for i, (line, value) in enumerate(lines):
         yield Span(f"{stream_line(line, value)}\n", mixture.context_weight)
-        if i % every == every - 1:
-            asked, wanted = lines[world.rng.randint(max(0, i - 39), i)]
+        if i >= first and (i - first) % every == 0:
+            asked, wanted = lines[world.rng.randint(max(0, i + 1 - FARTHEST_LINE), i)]
             yield Span(f"{stream_question(asked)} ", mixture.context_weight)
             yield Span(f"<{wanted}>", mixture.answer_weight)
-            yield Span("\n", mixture.context_weight)
-    yield Span(EOS, mixture.context_weight)
+            yield Span("\n", 0.0)
+    yield Span(EOS, 0.0)
 
 
 def answer_weight(task: Task, weight: float) -> float:

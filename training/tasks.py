@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
 
 from training import prompts
 from training.facts import PERSON_RELATIONS, PLACE_RELATIONS, Fact, Relation, draw_facts, draw_value, value_type
 from training.names import Namer
+
+ABSENT_SHARE = 0.25  # of the questions over passages that no passage answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,29 +85,39 @@ def missing_fact(world: World, facts: list[Fact]) -> Fact:
     return Fact(relation, known.subject, prompts.ABSENT)
 
 
-def draw_question(world: World, facts: list[Fact], absent_share: float) -> tuple[str, str]:
-    """Return a question and its answer, which no fact holds in `absent_share` of the draws."""
-    if world.rng.random() >= absent_share:
-        return world.rng.choice(facts).ask(world.rng)
+def absent_question(world: World, facts: list[Fact]) -> tuple[str, str]:
+    """Return a question that no passage answers."""
     fact = missing_fact(world, facts)
     return world.rng.choice(fact.relation.questions).format(s=fact.subject), prompts.ABSENT
 
 
-def qa_over(world: World, count: int, absent_share: float = 0.15, num_follow_ups: int = 0) -> Task:
+def draw_questions(world: World, facts: list[Fact], count: int, absent_share: float) -> Iterator[tuple[str, str]]:
+    """Yield up to `count` questions with their answers; no fact is asked for twice, and a share has no answer."""
+    left = list(facts)
+    for _ in range(count):
+        if world.rng.random() < absent_share:
+            yield absent_question(world, facts)
+        elif left:
+            fact = world.rng.choice(left)
+            left.remove(fact)
+            yield fact.ask(world.rng)
+
+
+def qa_over(world: World, count: int, absent_share: float = ABSENT_SHARE, num_follow_ups: int = 0) -> Task:
     """Question answering over exactly `count` passages."""
     passages, facts = passages_with_facts(world, count)
-    question, answer = draw_question(world, facts, absent_share)
-    more = [draw_question(world, facts, absent_share) for _ in range(num_follow_ups)]
+    (question, answer), *more = draw_questions(world, facts, 1 + num_follow_ups, absent_share)
     follow_ups = tuple((prompts.question_prompt(question), answer) for question, answer in more)
     return Task("qa", prompts.qa_prompt(passages, question), answer, follow_ups)
 
 
 def qa(world: World) -> Task:
-    """Question answering over one to eight passages, with up to as many further questions."""
+    """Question answering over one to eight passages, most of whose facts are asked for one after the other."""
     count = world.at_most(8)
-    return qa_over(world, count, num_follow_ups=world.rng.randint(0, min(count, 4)))
+    return qa_over(world, count, num_follow_ups=world.rng.randint(0, 2 * count))
 
 
+FARTHEST_LINE = 40  # a question is about one of so many last lines
 # Streams begin at a line below one of these: mostly at the start, at times deep in a long stream.
 LAST_FIRST_LINES = (1, 1, 1, 50, 50, 500, 5000, 120000)
 
@@ -117,17 +129,19 @@ def stream_lines(world: World, count: int) -> list[tuple[int, int]]:
     return [(first + i, world.rng.randint(1, 10**digits - 1)) for i in range(count)]
 
 
-def stream_at(world: World, distance: int) -> Task:
+def stream_at(world: World, distance: int, num_follow_ups: int = 0) -> Task:
     """StreamEval: ask for the line `distance` lines back (1 is the last line before the question)."""
     lines = stream_lines(world, distance + world.at_most(8, 0))
     line, value = lines[-distance]
     text = "\n".join(prompts.stream_line(*pair) for pair in lines)
-    return Task("stream", f"{text}\n{prompts.stream_question(line)}", f"<{value}>")
+    more = world.rng.choices(lines[-FARTHEST_LINE:], k=num_follow_ups)
+    follow_ups = tuple((prompts.stream_question(line), f"<{value}>") for line, value in more)
+    return Task("stream", f"{text}\n{prompts.stream_question(line)}", f"<{value}>", follow_ups)
 
 
 def stream(world: World) -> Task:
-    """StreamEval with a question about one of the last forty lines."""
-    return stream_at(world, world.at_most(40))
+    """StreamEval with a question about one of the last forty lines, then about more of them."""
+    return stream_at(world, world.at_most(FARTHEST_LINE), num_follow_ups=world.rng.randint(0, 8))
 
 
 def summarise(world: World) -> Task:
@@ -255,14 +269,14 @@ def story(world: World) -> Task:
 
 
 TASKS: dict[str, tuple[Callable[[World], Task], float]] = {
-    "qa": (qa, 5.0),
-    "stream": (stream, 1.0),
-    "summarise": (summarise, 0.8),
-    "refine_summary": (refine_summary, 0.6),
-    "merge_summaries": (merge_summaries, 0.6),
+    "qa": (qa, 6.0),
+    "stream": (stream, 1.2),
+    "summarise": (summarise, 0.6),
+    "refine_summary": (refine_summary, 0.9),
+    "merge_summaries": (merge_summaries, 0.9),
     "notes": (notes, 2.0),
-    "refine_notes": (refine_notes, 1.8),
-    "merge_notes": (merge_notes, 1.5),
+    "refine_notes": (refine_notes, 3.0),
+    "merge_notes": (merge_notes, 2.0),
     "extract": (extract, 2.0),
     "choice": (choice, 0.6),
     "story": (story, 0.3),

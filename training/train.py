@@ -178,6 +178,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--cooldown", type=float, default=0.0, help="minutes of linear decay at the end")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--tokens-per-step", type=int, default=Recipe().tokens_per_step)
+    parser.add_argument("--size", type=float, help="difficulty of samples, 0..1; default: length / 1024")
     share = Recipe().mixture.streaming_share
     parser.add_argument("--streaming-share", type=float, default=share, help="share of samples that are StreamEval")
     parser.add_argument("--sink-token", action="store_true", help="begin every row with a learnable sink token")
@@ -199,7 +200,7 @@ def main() -> None:
     corpus = load_corpus(arguments.data, tokenizer, arguments.out)
     done = load_progress(arguments.out)
     rows = RowMaker(tokenizer, corpus, recipe.mixture, recipe.seed + done.step, recipe.sink_token)
-    rows.set_size(min(1.0, arguments.length / FULL_SIZE_LEN))
+    rows.set_size(min(1.0, arguments.length / FULL_SIZE_LEN) if arguments.size is None else arguments.size)
     print(Run(recipe, segment, tokenizer, rows).run())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
@@ -9,9 +11,11 @@ from tokenizers import Tokenizer
 from training.config import Mixture
 from training.corpus import Corpus
 from training.data import RowMaker
-from training.tokenizer import BOS, SINK, token_id
+from training.tokenizer import BOS, EOS, SINK, token_id
 
 LENGTH = 512
+LINE = re.compile(r"line (\d+): REGISTER_CONTENT is <(\d+)>")
+ASKED = re.compile(r"in line (\d+)\?\nAnswer: <(\d+)>")
 
 
 def make_rows(tokenizer: Tokenizer, corpus: Corpus, seed: int, sink_token: bool = False) -> RowMaker:
@@ -44,3 +48,25 @@ def test_answers_weigh_most(tokenizer: Tokenizer, corpus: Corpus) -> None:
     assert set(np.unique(batch.weights)) <= known
     texts = [tokenizer.decode(row[weights == 4.0]) for row, weights in zip(batch.targets, batch.weights, strict=True)]
     assert all(text and "Question:" not in text and "Passage" not in text for text in texts)
+
+
+def test_an_answer_is_never_learned_to_be_followed_by_a_line_break(tokenizer: Tokenizer, corpus: Corpus) -> None:
+    mixture = Mixture(language_share=0.0, streaming_share=0.5)
+    batch = RowMaker(tokenizer, corpus, mixture, 5, sink_token=False).batch(16, LENGTH)
+    after = batch.weights[:, :-1] == mixture.answer_weight
+    follows = batch.targets[:, 1:][after & (batch.weights[:, 1:] < mixture.answer_weight)]
+    weights = batch.weights[:, 1:][after & (batch.weights[:, 1:] < mixture.answer_weight)]
+    breaks = follows == token_id(tokenizer, "\u010a")  # how byte-level BPE writes a line break
+    assert breaks.sum() > 20
+    assert (weights[breaks] == 0.0).all()
+
+
+def test_a_stream_takes_a_whole_row_and_asks_about_its_lines(tokenizer: Tokenizer, corpus: Corpus) -> None:
+    mixture = Mixture(language_share=0.0, streaming_share=1.0)
+    batch = RowMaker(tokenizer, corpus, mixture, 5, sink_token=False).batch(16, LENGTH)
+    texts = [tokenizer.decode(row, skip_special_tokens=False) for row in batch.ids]
+    assert sum(text.count("Question:") for text in texts) > 3 * len(texts)
+    for text in texts:
+        stream = text.split(EOS)[0]
+        values = dict(LINE.findall(stream))
+        assert all(values[line] == value for line, value in ASKED.findall(stream))

@@ -29,7 +29,9 @@ def test_a_seed_gives_the_same_samples(world: World, name: str) -> None:
 
 def test_a_present_answer_stands_in_a_passage(world: World) -> None:
     for _ in range(NUM_SAMPLES):
-        task = qa_over(world, count=4, absent_share=0.0, num_follow_ups=2)
+        task = qa_over(world, count=4, absent_share=0.0, num_follow_ups=8)
+        asked = [task.prompt.rsplit("\n", 2)[1], *(prompt.split("\n")[0] for prompt, _ in task.follow_ups)]
+        assert len(set(asked)) == len(asked)
         for answer in (task.answer, *(answer for _, answer in task.follow_ups)):
             assert answer in task.prompt.rsplit("\nQuestion:", 1)[0]
 
