@@ -4,7 +4,7 @@
 
 The folder `--out` holds the tokenizer, the tokens of the books, the latest weights in fp32 (master.safetensors), how
 far they are (state.json) and the log (log.jsonl). A segment continues what it finds there; the optimizer is warmed up
-again. Knows nothing of the prompts inside the rows.
+again. SIGTERM ends it after a step, with everything saved. Knows nothing of the prompts inside the rows.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import signal
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -70,15 +71,16 @@ class Run:
         self._optimizer = Optimizer(self.model.named_parameters(), recipe.optim)
         self.model.bfloat16()
         self._loss = model_module.weighted_loss
+        self._stopped = False
         if segment.compiled:
             self._compile()
 
     def run(self, max_steps: int | None = None) -> Progress:
-        """Train until the time or the steps are over, then save; return how far the weights are."""
+        """Train until the time or the steps are over or `stop` is called, then save; return how far the weights are."""
         start = saved = time.monotonic()
         first = self._progress
         losses: list[float] = []
-        while (elapsed := time.monotonic() - start) < self._segment.minutes * 60:
+        while (elapsed := time.monotonic() - start) < self._segment.minutes * 60 and not self._stopped:
             done = self._progress.step - first.step
             if done == max_steps:
                 break
@@ -97,6 +99,10 @@ class Run:
                 saved = time.monotonic()
         self.save()
         return self._progress
+
+    def stop(self) -> None:
+        """Let `run` end after the step it is at; may be called by a signal's handler."""
+        self._stopped = True
 
     def step_on(self, batch: Batch, scale: float) -> float:
         """Take one step on a batch with learning rates times `scale`; return its loss before the step."""
@@ -201,7 +207,9 @@ def main() -> None:
     done = load_progress(arguments.out)
     rows = RowMaker(tokenizer, corpus, recipe.mixture, recipe.seed + done.step, recipe.sink_token)
     rows.set_size(min(1.0, arguments.length / FULL_SIZE_LEN) if arguments.size is None else arguments.size)
-    print(Run(recipe, segment, tokenizer, rows).run())
+    run = Run(recipe, segment, tokenizer, rows)
+    signal.signal(signal.SIGTERM, lambda *_: run.stop())
+    print(run.run())
 
 
 if __name__ == "__main__":

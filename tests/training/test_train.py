@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from training.config import ModelConfig, OptimConfig, Recipe
 from training.corpus import Corpus
-from training.data import RowMaker
+from training.data import Batch, RowMaker
 from training.export import export
 from training.model import Llama
 from training.optimizer import orthogonalize
@@ -103,3 +103,22 @@ def test_orthogonalised_matrices_have_singular_values_near_one(shape: tuple[int,
     # Newton-Schulz of five steps keeps them in this band on purpose: see Muon's write-up.
     assert values.min() > 0.5
     assert values.max() < 1.4
+
+
+def test_a_stopped_segment_saves_what_it_has(tokenizer: Tokenizer, corpus: Corpus, tmp_path: Path) -> None:
+    rows = RowMaker(tokenizer, corpus, RECIPE.mixture, RECIPE.seed, sink_token=False)
+    rows.set_size(0.1)
+    run = Run(RECIPE, Segment(tmp_path, 128, 60.0, 0.0, "cpu", compiled=False), tokenizer, rows)
+    step, taken = run.step_on, 0
+
+    def stop_at_the_third(batch: Batch, scale: float) -> float:
+        nonlocal taken
+        taken += 1
+        if taken == 3:
+            run.stop()
+        return step(batch, scale)
+
+    run.step_on = stop_at_the_third  # type: ignore[method-assign]
+    assert run.run().step == 3
+    assert load_progress(tmp_path).step == 3
+    assert (tmp_path / "master.safetensors").exists()
