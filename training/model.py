@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -107,6 +109,15 @@ class Llama(nn.Module):
             x = layer(x, cos, sin)
         y: Tensor = self.norm(x)
         return y
+
+    def attention_inputs(self, ids: Tensor) -> Iterator[tuple[Layer, Tensor]]:
+        """Yield every layer with the input [B, T, D] of its attention; edits count from there on."""
+        cos, sin = rotary_tables(self.config, ids.shape[1], ids.device)
+        x = self.embed_tokens(ids)
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            yield layer, layer.input_layernorm(x)
+            x = layer(x, cos, sin)
 
     def loss(self, ids: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         """Return the weighted mean cross-entropy in nats; `targets` and `weights` are [B, T]."""
