@@ -87,10 +87,30 @@ class Constraint:
 
 
 @dataclass(frozen=True, slots=True)
+class Speculation:
+    """Guess next tokens by prompt lookup and verify them together; what is written does not change.
+
+    The guesses are the `num_speculative_tokens` (0: none) that followed the context's last n tokens where these stood
+    before, for the largest n from `prompt_lookup_max` down to `prompt_lookup_min` for which they did. The names are
+    vLLM's.
+    """
+
+    num_speculative_tokens: int = 8
+    prompt_lookup_min: int = 2
+    prompt_lookup_max: int = 4
+
+    def __post_init__(self) -> None:
+        check_range("num_speculative_tokens", self.num_speculative_tokens, 0, 64)
+        check_range("prompt_lookup_min", self.prompt_lookup_min, 1, 64)
+        check_range("prompt_lookup_max", self.prompt_lookup_max, self.prompt_lookup_min, 64)
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateOptions:
     """One generation: how tokens are drawn, when it stops, what it must match, what is reported.
 
     `logprobs` counts the alternatives reported per token (0: only the chosen token; None: nothing).
+    `speculation`: how next tokens are guessed (None: as the engine is set).
     `skip_special_tokens`: special tokens have no text; without it they appear (parsers of tool calls read them).
     """
 
@@ -99,6 +119,7 @@ class GenerateOptions:
     constraint: Constraint | None = None
     logprobs: int | None = None
     skip_special_tokens: bool = True
+    speculation: Speculation | None = None
 
     def __post_init__(self) -> None:
         if self.logprobs is not None:
@@ -157,3 +178,13 @@ class Chunk:
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     finish: Finish | None = None
+
+    def followed_by(self, later: Chunk) -> Chunk:
+        """Return this piece and the next one as one."""
+        return Chunk(
+            self.token_ids + later.token_ids,
+            self.text + later.text,
+            self.logprobs + later.logprobs,
+            self.prompt_logprobs if later.prompt_logprobs is None else later.prompt_logprobs,
+            later.finish,
+        )

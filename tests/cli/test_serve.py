@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,31 @@ def test_lines_for_people_keys_functions_and_an_end_by_sigint(stories260k: Path,
     assert "2 API keys" in said
     assert KEY not in said
     assert "Traceback" not in said
+
+
+def test_guessed_tokens_change_nothing_and_are_counted(stories260k: Path) -> None:
+    prompt = "Tom had a big red ball. Lily had a red box. " * 3
+    guessing = ("--num-speculative-tokens", "6", "--prompt-lookup-min", "1", "--tpot-objective-ms", "1000")
+    with serve(str(stories260k), "--kv-memory", "8MiB", *guessing) as server:
+        client = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        texts = [
+            client.completions.create(
+                model="stories260k",
+                prompt=prompt,
+                max_tokens=40,
+                temperature=0,
+                extra_body={"speculative_config": {"num_speculative_tokens": number}},
+            )
+            .choices[0]
+            .text
+            for number in (0, 8)
+        ]
+        by_default = client.completions.create(model="stories260k", prompt=prompt, max_tokens=40, temperature=0)
+        metrics = urllib.request.urlopen(f"{server.url}/metrics").read().decode()
+    assert texts == [by_default.choices[0].text] * 2
+    lines = [line for line in metrics.splitlines() if line.startswith("kea:spec_decode")]
+    counts = {line.split("{")[0]: float(line.split()[-1]) for line in lines}
+    assert 0 < counts["kea:spec_decode_num_accepted_tokens_total"] <= counts["kea:spec_decode_num_draft_tokens_total"]
 
 
 @LINUX

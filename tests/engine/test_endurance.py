@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kea.engine.base import ContextSpec
-from kea.types import GenerateOptions, Sampling, Stopping
+from kea.types import GenerateOptions, Sampling, Speculation, Stopping
 from tests.engine.conftest import MakeDriver
 from tests.engine.driver import Driver, Output
 
@@ -28,7 +28,10 @@ def _start(driver: Driver, rng: random.Random) -> tuple[int, Output]:
     beginning = [rng.randrange(3)] * rng.randrange(1, 40)
     driver.append(context, [*beginning, *(rng.randrange(3, 512) for _ in range(rng.randrange(1, 20)))])
     stopping = Stopping(rng.randrange(1, 6), ignore_eos=True)
-    output = driver.generate(context, GenerateOptions(stopping, Sampling(seed=rng.randrange(9)), logprobs=1))
+    guess = rng.choice([None, Speculation(4, 1, 3)])
+    output = driver.generate(
+        context, GenerateOptions(stopping, Sampling(seed=rng.randrange(9)), logprobs=1, speculation=guess)
+    )
     if rng.random() < 0.1:
         child = driver.fork(context)
         driver.generate(child, GenerateOptions(stopping))

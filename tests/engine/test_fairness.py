@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kea.engine.base import ContextSpec, StepShape
+from kea.engine.config import DecodingConfig
 from kea.engine.draft import StepWork
 from kea.engine.latency import LatencyModel
 from kea.engine.queue import WaitingQueue
@@ -69,7 +70,7 @@ def test_a_better_priority_gets_the_whole_budget(make_driver: MakeDriver, monkey
 
 
 def test_limits_hold_in_every_step(make_driver: MakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
-    driver = make_driver(num_pages=40, max_num_seqs=6, max_num_batched_tokens=20, tpot_objective_s=0.0012)
+    driver = make_driver(num_pages=40, max_num_seqs=6, max_num_batched_tokens=20, decoding=DecodingConfig(0.0012))
     plans = _plans(driver, monkeypatch)
     for seed in range(30):
         driver.start(_prompt(seed, 5 + 7 * seed), greedy(20), ContextSpec(priority=seed % 3, tenant=str(seed % 2)))
@@ -81,7 +82,7 @@ def test_limits_hold_in_every_step(make_driver: MakeDriver, monkeypatch: pytest.
 def test_the_objective_counts_the_context_behind_a_chunk(
     make_driver: MakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    driver = make_driver(max_num_batched_tokens=512, tpot_objective_s=1.0)
+    driver = make_driver(max_num_batched_tokens=512, decoding=DecodingConfig(1.0))
     asked: list[tuple[StepShape, int]] = []
 
     def room(_: LatencyModel, shape: StepShape, limit_s: float, context_len: int = 0) -> int:

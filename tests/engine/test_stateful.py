@@ -5,6 +5,7 @@ Whatever happened, each finished output must be what transformers gives for the 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -18,6 +19,7 @@ from kea.engine.config import EngineConfig, resolve_limits
 from kea.engine.core import EngineCore
 from kea.errors import Cancelled, ContextLengthExceeded, InvalidRequest
 from kea.models import DecoderModel, Tokenizer, load_model
+from kea.types import Speculation
 from tests.conftest import SHARED, require_shared
 from tests.engine.conftest import Clock
 from tests.engine.driver import Driver, Output, greedy
@@ -28,6 +30,7 @@ MAX_LEN = 60
 NUM_PAGES = 17
 PAGE_TOKENS = 4
 SHARES = st.floats(0, 1.05)
+GUESSES = st.sampled_from([None, None, Speculation(3, 1, 2)])
 TOKENS = st.lists(st.integers(3, 9), min_size=1, max_size=14)
 
 
@@ -66,20 +69,20 @@ class EngineMachine(RuleBasedStateMachine):
     def open(self, tenant: str, priority: int, prompt_logprobs: int | None) -> int:
         return self.driver.context(ContextSpec(tenant=tenant, priority=priority, prompt_logprobs=prompt_logprobs))
 
-    @rule(target=contexts, tokens=TOKENS, tail=st.integers(3, 200), max_tokens=st.integers(8, 30))
-    def start(self, tokens: list[int], tail: int, max_tokens: int) -> int:
+    @rule(target=contexts, tokens=TOKENS, tail=st.integers(3, 200), max_tokens=st.integers(8, 30), guess=GUESSES)
+    def start(self, tokens: list[int], tail: int, max_tokens: int, guess: Speculation | None) -> int:
         context = self.driver.context()
         self.driver.append(context, [1, *tokens, tail])
-        self.driver.generate(context, greedy(max_tokens))
+        self.driver.generate(context, replace(greedy(max_tokens), speculation=guess))
         return context
 
     @rule(context=contexts, tokens=TOKENS)
     def append(self, context: int, tokens: list[int]) -> None:
         self.driver.append(context, tokens)
 
-    @rule(target=outputs, context=contexts, max_tokens=st.integers(1, 30))
-    def generate(self, context: int, max_tokens: int) -> Output:
-        output = self.driver.generate(context, greedy(max_tokens))
+    @rule(target=outputs, context=contexts, max_tokens=st.integers(1, 30), guess=GUESSES)
+    def generate(self, context: int, max_tokens: int, guess: Speculation | None) -> Output:
+        output = self.driver.generate(context, replace(greedy(max_tokens), speculation=guess))
         if context in self.dropped:
             self.from_dropped.append(output)
         return output
@@ -131,7 +134,10 @@ class EngineMachine(RuleBasedStateMachine):
                 assert 0 <= output.finish.usage.cached_tokens < output.finish.usage.prompt_tokens
         self.driver.core.check()
         _done["tokens"] += sum(len(output.token_ids) for output in self.driver.outputs.values())
-        _done["preemptions"] += self.driver.core.snapshot().num_preemptions
+        snapshot = self.driver.core.snapshot()
+        _done["preemptions"] += snapshot.num_preemptions
+        _done["hits"] += snapshot.num_accepted_tokens
+        _done["misses"] += snapshot.num_draft_tokens - snapshot.num_accepted_tokens
 
 
 def _check_scores(output: Output) -> None:
@@ -146,7 +152,7 @@ def _check_scores(output: Output) -> None:
         assert abs(entry.logprob - float(expected[position - 1, entry.token_id])) < 1e-4
 
 
-_done = {"tokens": 0, "preemptions": 0}
+_done = {"tokens": 0, "preemptions": 0, "hits": 0, "misses": 0}
 
 
 class TestEngine(EngineMachine.TestCase):  # type: ignore[misc, valid-type]
@@ -163,3 +169,5 @@ class TestEngine(EngineMachine.TestCase):  # type: ignore[misc, valid-type]
         super().runTest()
         assert _done["tokens"] > 500, "the random operations computed next to nothing"
         assert _done["preemptions"] > 5, "the pool was never too small"
+        assert _done["hits"] > 5, "hardly a guess was right"
+        assert _done["misses"] > 5, "hardly a guess was wrong"

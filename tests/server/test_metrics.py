@@ -24,6 +24,8 @@ NAMES = {
     "kea:inter_token_latency_seconds",
     "kea:e2e_request_latency_seconds",
     "kea:request_queue_time_seconds",
+    "kea:spec_decode_num_draft_tokens",
+    "kea:spec_decode_num_accepted_tokens",
 }
 
 

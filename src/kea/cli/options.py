@@ -86,6 +86,26 @@ Dtype = Annotated[str, _engine(f"The arithmetic: {', '.join(DTYPES)}.", metavar=
 Device = Annotated[str, _engine("auto (a GPU if there is one), cpu, cuda or cuda:N.", metavar="NAME")]
 NumThreads = Annotated[int | None, _engine("Threads of the engine on a CPU; one per core by default.", metavar="COUNT")]
 Revision = Annotated[str | None, _engine("Branch, tag or commit of a Hugging Face model.", metavar="NAME")]
+TpotObjectiveMs = Annotated[
+    float | None,
+    _engine(
+        "Let prompts wait where a step would take longer than this for those that already write; no bound by default.",
+        metavar="MS",
+    ),
+]
+NumSpeculativeTokens = Annotated[
+    int,
+    _engine(
+        "Guess so many next tokens by prompt lookup and verify them at once; 0 guesses none. Changes no output.",
+        metavar="COUNT",
+    ),
+]
+PromptLookupMin = Annotated[
+    int, _engine("Guess only where at least so many last tokens stood in the context before.", metavar="COUNT")
+]
+PromptLookupMax = Annotated[
+    int, _engine("Prefer places where up to so many last tokens stood before.", metavar="COUNT")
+]
 
 # Sampling. What is left out is the server's default.
 MaxTokens = Annotated[

@@ -14,10 +14,11 @@ from kea.cli.application import load_functions
 from kea.cli.running import showing_own_errors
 from kea.cli.serving import ServeOrder, serve_until_stopped
 from kea.cli.target import choose_model
-from kea.engine.config import EngineConfig
+from kea.engine.config import DecodingConfig, EngineConfig
 from kea.errors import Unsupported
 from kea.server.config import ApiKey, Limits, ServerConfig
 from kea.service import NativeFunction, ServiceConfig
+from kea.types import Speculation
 
 
 def _server(text: str, *names: str, **settings: Any) -> Any:
@@ -78,6 +79,10 @@ def serve(
     device: options.Device = "auto",
     num_threads: options.NumThreads = None,
     revision: options.Revision = None,
+    tpot_objective_ms: options.TpotObjectiveMs = None,
+    num_speculative_tokens: options.NumSpeculativeTokens = 0,
+    prompt_lookup_min: options.PromptLookupMin = 2,
+    prompt_lookup_max: options.PromptLookupMax = 4,
     enable_lora: Annotated[bool, typer.Option("--enable-lora", hidden=True)] = False,
     tensor_parallel_size: Annotated[int, typer.Option(hidden=True)] = 1,
 ) -> None:
@@ -103,6 +108,10 @@ def serve(
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
+        decoding=DecodingConfig(
+            tpot_objective_s=None if tpot_objective_ms is None else tpot_objective_ms / 1e3,
+            speculation=Speculation(num_speculative_tokens, prompt_lookup_min, prompt_lookup_max),
+        ),
         num_threads=num_threads,
         revision=revision,
     )

@@ -196,7 +196,10 @@ class LatencySnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The engine's state at one moment, and its counters since the start."""
+    """The engine's state at one moment, and its counters since the start.
+
+    `num_draft_tokens` guesses of speculating generations were verified, and `num_accepted_tokens` of them were right.
+    """
 
     num_running: int
     num_waiting: int
@@ -208,6 +211,8 @@ class Snapshot:
     num_finished: dict[str, int]
     memory: MemorySnapshot
     latency: LatencySnapshot
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
 
 
 class Generation(Protocol):

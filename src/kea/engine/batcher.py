@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from kea.engine.config import StepLimits
-from kea.engine.draft import Draft, StepWork, WorkItem
+from kea.engine.draft import Draft, StepWork, WorkItem, shape_of
 from kea.engine.latency import LatencyModel
 from kea.engine.queue import WaitingQueue
+from kea.engine.speculation import GuessBudget
 from kea.engine.state import ContextState, Phase
 from kea.memory import KVMemory, PageCopy
 
@@ -81,6 +83,7 @@ class Batcher:
         self._memory.begin_step()
         draft = Draft(self._limits, self._latency)
         self._plan_decodes(draft)
+        self._plan_guesses(draft)
         prefilling = [context for context in self._running if context.context_id not in draft.items]
         may_admit = True
         for priority in sorted({context.spec.priority for context in prefilling} | self._waiting.priorities):
@@ -119,6 +122,23 @@ class Batcher:
             if context.phase is Phase.RUNNING:
                 self._plan_item(context, draft, context.pages.num_computed + 1)
         draft.num_decodes = len(draft.items)
+
+    def _plan_guesses(self, draft: Draft) -> None:
+        """Let the decoding contexts that speculate verify guesses too, as many as pay and as there is memory for."""
+        guessing = [i for i in draft.items.values() if i.context.generation and i.context.generation.lookup is not None]
+        if not guessing:
+            return
+        worth = GuessBudget(self._latency, shape_of(draft.items.values()), draft.num_decodes, draft.objective_s)
+        for item in guessing:
+            generation, pages = item.context.generation, item.context.pages
+            assert generation is not None
+            assert generation.lookup is not None
+            guesses = generation.guess(item.context)
+            most = min(draft.budget, self._memory.chunk_stop(pages, item.stop + len(guesses)) - item.stop)
+            num_taken = worth.take(generation.lookup.hit_ratio, item.stop, min(most, len(guesses)))
+            is_spare = self._memory.num_available >= len(self._running)  # the next pages are for tokens that are sure
+            if num_taken > 0 and is_spare and self._memory.try_reserve(pages, item.stop + num_taken):
+                draft.put(replace(item, guesses=tuple(guesses[:num_taken])))
 
     def _plan_chunk(self, context: ContextState, draft: Draft, most: int) -> None:
         """Plan a running context's next chunk of at most `most` tokens, in place of the one it has in this step."""

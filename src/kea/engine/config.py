@@ -6,8 +6,25 @@ from dataclasses import dataclass
 
 from kea.errors import InvalidRequest, check_range
 from kea.models.base import ModelFacts
+from kea.types import Speculation
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class DecodingConfig:
+    """How running generations are served.
+
+    `tpot_objective_s`: prefill chunks are sized so that a step with decoding contexts is predicted to stay below it.
+    `speculation`: of generations that do not say themselves (None: nothing is guessed).
+    """
+
+    tpot_objective_s: float | None = None
+    speculation: Speculation | None = None
+
+    def __post_init__(self) -> None:
+        if self.tpot_objective_s is not None:
+            check_range("tpot_objective_s", self.tpot_objective_s, 1e-6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +33,6 @@ class EngineConfig:
 
     `kv_memory_bytes`: budget of the page pool (None: a quarter of what is free, at most what the model can use).
     `max_model_len`: tokens of one context (None: the model's own). `max_num_batched_tokens`: tokens of one step.
-    `tpot_objective_s`: prefill chunks are sized so that a step with decoding contexts is predicted to stay below it.
     `num_threads`: of torch (None: the machine's cores).
     """
 
@@ -29,7 +45,7 @@ class EngineConfig:
     max_model_len: int | None = None
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048
-    tpot_objective_s: float | None = None
+    decoding: DecodingConfig = DecodingConfig()
     num_threads: int | None = None
     revision: str | None = None
 
@@ -43,8 +59,6 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None:
                 check_range(name, value, 1)
-        if self.tpot_objective_s is not None:
-            check_range("tpot_objective_s", self.tpot_objective_s, 1e-6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +71,7 @@ class StepLimits:
     max_num_seqs: int
     max_num_batched_tokens: int
     tpot_objective_s: float | None = None
+    speculation: Speculation | None = None
 
 
 def resolve_limits(config: EngineConfig, facts: ModelFacts, free_bytes: int) -> StepLimits:
@@ -88,7 +103,8 @@ def resolve_limits(config: EngineConfig, facts: ModelFacts, free_bytes: int) -> 
         max_len,
         config.max_num_seqs,
         config.max_num_batched_tokens,
-        config.tpot_objective_s,
+        config.decoding.tpot_objective_s,
+        config.decoding.speculation,
     )
 
 

@@ -84,6 +84,10 @@ class ConstraintState:
         self._check()
         return self._words
 
+    def count_allowed(self, token_ids: Sequence[int]) -> int:
+        """Return how many of the tokens, from the first on, may follow one another here; the state stays."""
+        return int(self._matcher.validate_tokens(list(token_ids)))
+
     def accept(self, token_id: int) -> None:
         """Go on by a token that the mask allowed. Raises `InvalidRequest` where it did not, or as `fill_mask` does."""
         self._matcher.consume_token(token_id)

@@ -12,7 +12,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -40,19 +40,20 @@ from kea.engine.machine import free_memory_bytes, resolve_device, set_num_thread
 from kea.engine.rows import Rows, score_prompt, select_rows
 from kea.engine.runner import Runner
 from kea.engine.sampling import Drawn, Sampler, SamplingRow
+from kea.engine.speculation import try_create_lookup
 from kea.engine.state import ContextState
 from kea.engine.stopping import OutputTracker
 from kea.errors import EngineFault, KeaError
 from kea.memory import KVMemory, MemoryConfig
 from kea.models import DecoderModel, ProgressCallback, Tokenizer, load_model
-from kea.types import Stopping
+from kea.types import Chunk, Stopping
 
 logger = logging.getLogger(__name__)
 
 SEED_BITS = 64
 POLL_S = 0.005
 Clock = Callable[[], float]
-DrawnRows = list[tuple[ContextState, Drawn | KeaError]]
+DrawnRows = list[tuple[WorkItem, Drawn | KeaError]]
 
 
 class EngineCore:
@@ -74,6 +75,7 @@ class EngineCore:
         self._limits = limits
         self._eos_token_ids = tuple(dict.fromkeys((*model.facts.eos_token_ids, *tokenizer.eos_token_ids)))
         self._counters = _Counters()
+        self._places: dict[int, int] = {}  # by generation: where the step's events have its chunk
 
     @classmethod
     def load(cls, config: EngineConfig, report: ProgressCallback | None = None) -> EngineCore:
@@ -144,12 +146,12 @@ class EngineCore:
         if work.items:
             self._admit(work, started)
             try:
-                unsound, drawn = self._compute(work)
+                result = self._compute(work)
             except Exception as error:
                 logger.exception("a step failed")
                 self._fail(work.items, EngineFault(f"The engine failed while it computed this request: {error!r}."))
             else:
-                self._conclude(work, started, unsound, drawn)
+                self._conclude(work, started, result)
         events, self._contexts.events = self._contexts.events, []
         return events
 
@@ -171,6 +173,8 @@ class EngineCore:
             num_finished=dict(counters.num_finished),
             memory=self._memory.snapshot(),
             latency=self._latency.snapshot(),
+            num_draft_tokens=counters.num_draft_tokens,
+            num_accepted_tokens=counters.num_accepted_tokens,
         )
 
     # One step
@@ -180,62 +184,101 @@ class EngineCore:
             if item.context.generation is not None:
                 item.context.generation.admit(now)
 
-    def _compute(self, work: StepWork) -> tuple[list[WorkItem], DrawnRows]:
-        """Run the model and draw; return the items whose numbers are not finite, and what was drawn."""
+    def _compute(self, work: StepWork) -> _Result:
+        """Run the model and draw each item's first token."""
         rows = select_rows(work)
         logits, unsound = self._runner.run(work, rows.logit_rows)
         for item, first, stop in rows.prompts:
             score_prompt(item, logits[first:stop])
-        return unsound, self._draw(logits, rows)
+        return _Result(logits, rows, unsound, self._draw(logits, rows.draws))
 
-    def _conclude(self, work: StepWork, started: float, unsound: list[WorkItem], drawn: DrawnRows) -> None:
+    def _conclude(self, work: StepWork, started: float, result: _Result) -> None:
         """Let pages, generations and counters follow a step that was computed."""
         for item in work.items:
-            if item not in unsound:
+            if item not in result.unsound:
                 self._batcher.complete(item)
         now = self._clock()
         self._count(work, now - started)
-        self._fail(unsound, EngineFault("The model computed numbers that are not finite."))
-        for context, result in drawn:
-            if context.error is None:
-                self._take(context, result, now)
+        self._fail(result.unsound, EngineFault("The model computed numbers that are not finite."))
+        self._take_all(result, now)
         for item in work.items:
             if item.context.generation is None and item.context.num_pending <= 0:
                 self._batcher.wake(item.context)
 
-    def _draw(self, logits: torch.Tensor, rows: Rows) -> DrawnRows:
-        """Draw a token for every row that draws; a row whose constraint fails gets that error instead."""
+    def _draw(self, logits: torch.Tensor, draws: Sequence[tuple[WorkItem, int]]) -> DrawnRows:
+        """Draw a token from each item's row of the logits; one whose constraint fails gets that error instead."""
         drawn: DrawnRows = []
-        contexts, specs, indices = [], [], []
-        for item, index in rows.draws:
+        items, specs, indices = [], [], []
+        for item, index in draws:
             spec = _sampling_row(item.context)
             if isinstance(spec, KeaError):
-                drawn.append((item.context, spec))
+                drawn.append((item, spec))
             else:
                 specs.append(spec)
-                contexts.append(item.context)
+                items.append(item)
                 indices.append(index)
-        if len(indices) != len(rows.logit_rows):
+        if len(indices) != len(logits):
             logits = logits[indices]
-        return drawn + list(zip(contexts, self._sampler.sample(logits, specs), strict=True))
+        return drawn + list(zip(items, self._sampler.sample(logits, specs), strict=True))
 
-    def _take(self, context: ContextState, drawn: Drawn | KeaError, now: float) -> None:
-        """Give a drawn token to its generation; end the generation where it stops."""
+    def _take_all(self, result: _Result, now: float) -> None:
+        """Take what was drawn. Where that was guessed, the row behind it was computed for what is in fact the context:
+        draw from it as the next step would have, and go on until a guess was wrong or the output ends.
+        """
+        indices = {item.context.context_id: index for item, index in result.rows.draws}
+        drawn, num_drawn = result.drawn, 0
+        while drawn:
+            hits = [item for item, it in drawn if item.context.error is None and self._take(item, it, num_drawn, now)]
+            num_drawn += 1
+            drawn = self._draw_behind(result.logits, [(i, indices[i.context.context_id] + num_drawn) for i in hits])
+        self._places.clear()
+
+    def _draw_behind(self, logits: torch.Tensor, draws: Sequence[tuple[WorkItem, int]]) -> DrawnRows:
+        """Draw as `_draw` does; a fault of it is a fault of these requests alone, whose pages are already right."""
+        if not draws:
+            return []
+        try:
+            return self._draw(logits, draws)
+        except Exception as error:  # noqa: BLE001 - the requests' fault is told to these requests
+            return [(item, _as_fault(error)) for item, _ in draws]
+
+    def _take(self, item: WorkItem, drawn: Drawn | KeaError, num_drawn: int, now: float) -> bool:
+        """Give an item's next token to its generation, behind `num_drawn` others of this step; end the generation where
+        it stops. Return whether the token was guessed, so that another can be drawn.
+        """
+        context = item.context
         generation = context.generation
         assert generation is not None, "a token was drawn for a context that generates nothing"
         if isinstance(drawn, KeaError):
             self._contexts.fail(context, drawn)
-            return
+            return False
         try:
             chunk = generation.take(context, drawn, now)
         except Exception as error:  # noqa: BLE001 - one request's fault is told to that request
             self._contexts.fail(context, _as_fault(error))
-            return
+            return False
         self._counters.generation_tokens += 1
-        self._contexts.events.append(Generated(generation.generation_id, chunk))
+        self._tell(generation.generation_id, chunk)
+        is_hit = num_drawn < len(item.guesses) and item.guesses[num_drawn] == drawn.token_id
+        self._counters.num_accepted_tokens += is_hit
         if chunk.finish is not None:
             self._counters.finished(chunk.finish.reason.value)
             self._contexts.end_generation(context)
+            return False
+        if is_hit:  # only now: an output that ended keeps what it would have kept without guesses
+            self._batcher.complete(WorkItem(context, item.stop + num_drawn, item.stop + num_drawn + 1, draws=False))
+        return is_hit
+
+    def _tell(self, generation_id: int, chunk: Chunk) -> None:
+        """Emit a chunk, as one with what the generation has said before in this step."""
+        events = self._contexts.events
+        place = self._places.setdefault(generation_id, len(events))
+        if place == len(events):
+            events.append(Generated(generation_id, chunk))
+        else:
+            said = events[place]
+            assert isinstance(said, Generated), "another event stands where a generation's was"
+            events[place] = Generated(generation_id, said.chunk.followed_by(chunk))
 
     def _fail(self, items: Sequence[WorkItem], error: KeaError) -> None:
         """Fail the contexts of items that were not completed. What was written must not reach, behind a mask, whoever
@@ -265,12 +308,24 @@ class EngineCore:
             constraint=constraint,
             prompt_len=len(context.tokens),
             created_s=since,
+            lookup=try_create_lookup(options.speculation or self._limits.speculation),
         )
 
     def _count(self, work: StepWork, seconds: float) -> None:
         self._counters.num_steps += 1
         self._counters.prompt_tokens += sum(item.stop - item.start - item.draws for item in work.items)
+        self._counters.num_draft_tokens += sum(len(item.guesses) for item in work.items)
         self._latency.observe(work.shape, seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """A step that was computed: its logits, the items whose numbers are not finite, each item's first token."""
+
+    logits: torch.Tensor
+    rows: Rows
+    unsound: list[WorkItem]
+    drawn: DrawnRows
 
 
 class _Counters:
@@ -280,6 +335,8 @@ class _Counters:
         self.num_steps = 0
         self.prompt_tokens = 0
         self.generation_tokens = 0
+        self.num_draft_tokens = 0
+        self.num_accepted_tokens = 0
         self.num_finished: dict[str, int] = {}
 
     def finished(self, reason: str) -> None:

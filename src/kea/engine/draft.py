@@ -16,16 +16,26 @@ MIN_SHARE = 8
 
 @dataclass(frozen=True, slots=True)
 class WorkItem:
-    """One context's part of a step: compute its tokens [start, stop). `draws`: the last row's logits draw a token."""
+    """One context's part of a step: compute its tokens [start, stop), and behind them the guesses of the next ones.
+
+    `draws`: the logits of the row of `stop` - 1 draw a token; if that is the first guess, those of its row draw the
+    next one, and so on.
+    """
 
     context: ContextState
     start: int
     stop: int
     draws: bool
+    guesses: tuple[int, ...] = ()
+
+    @property
+    def end(self) -> int:
+        """The position behind the last row."""
+        return self.stop + len(self.guesses)
 
     @property
     def num_tokens(self) -> int:
-        return self.stop - self.start
+        return self.stop - self.start + len(self.guesses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +55,9 @@ def shape_of(items: Iterable[WorkItem]) -> StepShape:
     prefill_tokens = num_sequences = kv_tokens = 0
     pairs = 0.0
     for item in items:
-        length = item.stop - item.start
+        length = item.num_tokens
         num_sequences += 1
-        kv_tokens += item.stop
+        kv_tokens += item.end
         if length > 1:
             prefill_tokens += length
             pairs += length * item.start + length * (length + 1) / 2  # each token sees itself and all before it
@@ -67,6 +77,11 @@ class Draft:
         self.items: dict[int, WorkItem] = {}
         self.budget = limits.max_num_batched_tokens
         self.num_decodes = 0
+
+    @property
+    def objective_s(self) -> float | None:
+        """What a step that decodes should stay below, in seconds."""
+        return self._limits.tpot_objective_s
 
     @property
     def share(self) -> int:

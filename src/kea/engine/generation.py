@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from kea.engine.constraints import ConstraintState
 from kea.engine.sampling import Drawn, RowState, SamplingRow
+from kea.engine.speculation import PromptLookup
 from kea.engine.state import ContextState
 from kea.engine.stopping import End, OutputTracker
 from kea.types import Chunk, Finish, FinishReason, GenerateOptions, TokenLogprob, Usage
@@ -29,6 +30,7 @@ class GenerationState:
     admitted_s: float | None = None
     first_token_s: float | None = None
     cached_tokens: int | None = None  # known with the first token
+    lookup: PromptLookup | None = None
 
     def admit(self, now: float) -> None:
         """Note the first step that computes something of this generation."""
@@ -40,6 +42,15 @@ class GenerationState:
         mask = self.constraint.fill_mask() if self.constraint is not None else None
         return SamplingRow(self.sampling, mask, self.tracker.banned, self.options.logprobs)
 
+    def guess(self, context: ContextState) -> list[int]:
+        """Return what the next tokens may be, within the output's length and its constraint; none without `lookup`."""
+        if self.lookup is None:
+            return []
+        guesses = self.lookup.guess(context.tokens)[: self.tracker.num_left - 1]
+        if guesses and self.constraint is not None:
+            return guesses[: self.constraint.count_allowed(guesses)]
+        return guesses
+
     def take(self, context: ContextState, drawn: Drawn, now: float) -> Chunk:
         """Add a drawn token to the context and return the chunk to emit; at the end the context keeps what is
         before it.
@@ -48,6 +59,8 @@ class GenerationState:
             self.first_token_s = now
             self.cached_tokens = self._count_cached(context)
         context.tokens.append(drawn.token_id)
+        if self.lookup is not None:
+            self.lookup.note(drawn.token_id)
         is_complete = self._advance_constraint(drawn.token_id)
         progress = self.tracker.push(drawn.token_id, is_complete=is_complete)
         return Chunk(

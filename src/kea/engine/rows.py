@@ -12,7 +12,10 @@ from kea.engine.logprobs import token_logprobs
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Which rows of a step's logits are for what: drawing (by item), and the prompt's log-probabilities (by item)."""
+    """Which rows of a step's logits are for what: drawing (by item), and the prompt's log-probabilities (by item).
+
+    Behind the row that an item draws from stand those of its guesses.
+    """
 
     logit_rows: list[int]
     draws: list[tuple[WorkItem, int]]
@@ -24,17 +27,17 @@ def select_rows(work: StepWork) -> Rows:
     rows = Rows([], [], [])
     row = 0
     for item in work.items:
-        length = item.stop - item.start
         if item.context.scores_until > item.start:
             first = len(rows.logit_rows)
             rows.logit_rows.extend(range(row, row + min(item.stop, item.context.scores_until) - item.start))
             rows.prompts.append((item, first, len(rows.logit_rows)))
         if item.draws:
-            last = row + length - 1
+            last = row + item.stop - item.start - 1
             if not rows.logit_rows or rows.logit_rows[-1] != last:
                 rows.logit_rows.append(last)
             rows.draws.append((item, len(rows.logit_rows) - 1))
-        row += length
+            rows.logit_rows.extend(range(last + 1, last + 1 + len(item.guesses)))
+        row += item.num_tokens
     return rows
 
 

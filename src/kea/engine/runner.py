@@ -72,27 +72,28 @@ class Runner:
         size = self._page_tokens
         for item in items:
             sequences.append(self._plan(item, len(token_ids)))
-            if item.stop - item.start == 1:  # most items, and this is done for each of them in every step
+            if item.end - item.start == 1:  # most items, and this is done for each of them in every step
                 token_ids.append(item.context.tokens[item.start])
                 positions.append(item.start)
                 slots.append(item.context.pages.pages[item.start // size] * size + item.start % size)
                 continue
             token_ids.extend(item.context.tokens[item.start : item.stop])
-            positions.extend(range(item.start, item.stop))
+            token_ids.extend(item.guesses)
+            positions.extend(range(item.start, item.end))
             slots.extend(self._slots(item))
         plan = StepPlan(tuple(sequences), self._tensor(slots), self._page_tokens)
         return StepInput(self._tensor(token_ids), self._tensor(positions), self._tensor(logit_rows), plan)
 
     def _plan(self, item: WorkItem, row: int) -> SequencePlan:
         pages = item.context.pages
-        runs = tuple(itertools.starmap(Run, self._memory.visible_runs(pages, item.stop)))
-        return SequencePlan(row, item.stop - item.start, item.start, tuple(pages.pages), runs)
+        runs = tuple(itertools.starmap(Run, self._memory.visible_runs(pages, item.end)))
+        return SequencePlan(row, item.num_tokens, item.start, tuple(pages.pages), runs)
 
     def _slots(self, item: WorkItem) -> list[int]:
         """Return where the item's tokens are written. Plain numbers: most items have one token."""
         size = self._page_tokens
         table = item.context.pages.pages
-        return [table[position // size] * size + position % size for position in range(item.start, item.stop)]
+        return [table[position // size] * size + position % size for position in range(item.start, item.end)]
 
     def _tensor(self, values: Sequence[int]) -> torch.Tensor:
         tensor = torch.from_numpy(np.array(values, dtype=np.int64))

@@ -131,6 +131,11 @@ class OutputTracker:
         """The tokens that may not be drawn next."""
         return self._end_ids if self.num_tokens < self._stopping.min_tokens else ()
 
+    @property
+    def num_left(self) -> int:
+        """How many tokens may still be drawn."""
+        return self._stopping.max_tokens - self.num_tokens
+
     def push(self, token_id: int, *, is_complete: bool = False) -> Progress:
         """Add a drawn token. `is_complete`: a constraint lets nothing follow it, so the output ends as stopped."""
         self.num_tokens += 1

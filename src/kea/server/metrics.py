@@ -188,4 +188,6 @@ def _counters(snapshot: Snapshot) -> Values:
         "engine_prompt_tokens": ("Prompt tokens that the engine computed.", snapshot.prompt_tokens),
         "engine_generation_tokens": ("Tokens that the engine drew.", snapshot.generation_tokens),
         "engine_steps": ("Steps of the engine.", snapshot.num_steps),
+        "spec_decode_num_draft_tokens": ("Guessed tokens that were verified.", snapshot.num_draft_tokens),
+        "spec_decode_num_accepted_tokens": ("Guessed tokens that were right.", snapshot.num_accepted_tokens),
     }

@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from kea.types import GenerateOptions
+from kea.types import GenerateOptions, Speculation
 from tests.fakes.engine import FakeEngine, scripted
 from tests.fakes.tokenizer import BOS_ID
 from tests.server.support import ChatTokenizer, Live, serving, serving_on_a_thread
@@ -132,6 +132,7 @@ async def test_every_field_reaches_the_engine() -> None:
                 "prompt_logprobs": 1,
                 "structured_outputs": {"regex": "[a-z]+"},
                 "skip_special_tokens": False,
+                "speculative_config": {"num_speculative_tokens": 5, "prompt_lookup_max": 3},
             },
         )
         options: GenerateOptions = running.engine.record.options[0]
@@ -144,6 +145,7 @@ async def test_every_field_reaches_the_engine() -> None:
         assert options.constraint is not None
         assert (options.constraint.kind, options.constraint.source, options.logprobs) == ("regex", "[a-z]+", 2)
         assert not options.skip_special_tokens
+        assert options.speculation == Speculation(5, 2, 3)
         spec = running.engine.record.specs[0]
         assert (spec.priority, spec.prompt_logprobs, spec.tenant) == (-4, 1, "")
 

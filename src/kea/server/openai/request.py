@@ -72,6 +72,7 @@ def create_job(call: Call, fields: SamplingFields, wanted: Wanted, prompt: Promp
         wanted.constraint,
         wanted.logprobs,
         skip_special_tokens=wanted.skip_special_tokens,
+        speculation=fields.speculative_config.to_speculation() if fields.speculative_config else None,
     )
     spec = ContextSpec(
         tenant=call.tenant,

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field
 
 from kea.errors import InvalidRequest
 from kea.server.wire.base import Body, unsupported
-from kea.types import Constraint, Sampling
+from kea.types import Constraint, Sampling, Speculation
 
 T = TypeVar("T")
 MAX_INT64 = 2**63 - 1
@@ -109,6 +109,21 @@ class StructuredOutputs(Body):
         return constraints[0]
 
 
+class SpeculativeConfig(Body):
+    """vLLM's way to ask for speculative decoding, here per request. 0 tokens: none, whatever the server's default."""
+
+    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {"model": ("ngram",), "draft_tensor_parallel_size": (1,)}
+
+    method: Literal["ngram"] = "ngram"
+    num_speculative_tokens: int = Field(default=8, ge=0, le=64)
+    prompt_lookup_min: int = Field(default=2, ge=1, le=64)
+    prompt_lookup_max: int = Field(default=4, ge=1, le=64)
+
+    def to_speculation(self) -> Speculation:
+        """Raise `InvalidRequest` where the least length is above the greatest."""
+        return Speculation(self.num_speculative_tokens, self.prompt_lookup_min, self.prompt_lookup_max)
+
+
 class SamplingFields(Body):
     """How tokens are drawn and when the output ends. Null means the default."""
 
@@ -130,6 +145,7 @@ class SamplingFields(Body):
     skip_special_tokens: bool | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
+    speculative_config: SpeculativeConfig | None = None
     priority: int | None = Field(default=None, ge=-(2**31), le=2**31 - 1)
 
     def to_sampling(self) -> Sampling:
