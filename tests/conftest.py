@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -18,6 +19,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No test may wait for a hub: what is not on this machine is not there.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
+
+# Where there is no GPU, Triton's kernels run in its interpreter. It has to be told before they are imported.
+if not Path("/dev/nvidiactl").exists() and shutil.which("nvidia-smi") is None:
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # A shell that runs the tests in the background has them ignore SIGINT, and every process that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

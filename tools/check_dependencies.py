@@ -30,6 +30,8 @@ INDIRECT = {
 }
 # Modules that come with a declared distribution and are used inside functions only.
 PROVIDED = {"triton": "torch's builds for CUDA bring it"}
+# Modules of kernels: decorated when they load, by a library of an extra. They are imported inside functions themselves.
+KERNELS = {"src/kea/attention/triton_kernels.py": "triton"}
 DEVELOPMENT = frozenset({"dev"})
 
 
@@ -41,7 +43,8 @@ def check_dependencies(root: Path) -> list[Finding]:
     for source in sources:
         for line, module, is_late in _walk_foreign(source):
             used.add(module)
-            if module not in base and not (is_late and (module in extras or module in PROVIDED)):
+            may_be_extra = is_late or KERNELS.get(source.path) == module
+            if module not in base and not (may_be_extra and (module in extras or module in PROVIDED)):
                 findings.append(Finding(source.path, line, _complaint(module, extras)))
     for module in sorted(base - used - INDIRECT.keys()):
         findings.append(Finding(PROJECT, 0, f"declares {module!r}, which the package does not import; take it out."))

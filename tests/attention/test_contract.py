@@ -12,12 +12,23 @@ from kea.attention.base import AttentionBackend, LayerCache, LayerSpec
 from kea.errors import InvalidRequest
 from tests.attention.plans import Case, dense_oracle, random_case
 
-BACKENDS = ("reference", "torch", "numba")
+BACKENDS = ("reference", "torch", "numba", "triton")
+NUM_STEPS = 60
+NUM_INTERPRETED_STEPS = 20  # Triton's interpreter takes about half a second for one
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> AttentionBackend:
+    if request.param == "triton":
+        pytest.importorskip("triton", reason="Triton is not installed")
     return create_backend(request.param)
+
+
+def steps(first: int, count: int, interpreted: int) -> list[tuple[str, int]]:
+    """Return (backend, seed) for as many random steps as a backend has time for."""
+    return [
+        (name, seed) for name in BACKENDS for seed in range(first, first + (interpreted if name == "triton" else count))
+    ]
 
 
 def run(backend: AttentionBackend, case: Case) -> torch.Tensor:
@@ -25,13 +36,13 @@ def run(backend: AttentionBackend, case: Case) -> torch.Tensor:
     return prepared.attend(case.spec, case.query, case.key, case.value, case.cache, sinks=case.sinks)
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize(("backend", "seed"), steps(0, NUM_STEPS, NUM_INTERPRETED_STEPS), indirect=["backend"])
 def test_random_step_equals_the_dense_oracle(backend: AttentionBackend, seed: int) -> None:
     case = random_case(seed)
     assert (run(backend, case).double() - dense_oracle(case)).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("seed", range(100, 110))
+@pytest.mark.parametrize(("backend", "seed"), steps(100, 10, 1), indirect=["backend"])
 def test_a_large_decode_batch_equals_the_dense_oracle(backend: AttentionBackend, seed: int) -> None:
     case = random_case(seed, num_sequences=40)
     assert (run(backend, case).double() - dense_oracle(case)).abs().max() < 1e-5
@@ -94,7 +105,7 @@ def test_a_long_chunk_is_cut_into_blocks_without_a_seam(
     backend: AttentionBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kea.attention.tiles.MAX_BLOCK_QUERIES", 5)
-    for seed in range(20, 30):
+    for seed in range(20, 23 if backend.name == "triton" else 30):
         case = random_case(seed)
         assert (run(backend, case).double() - dense_oracle(case)).abs().max() < 1e-5
 
@@ -123,5 +134,7 @@ def test_a_backend_that_calls_itself_batch_invariant_is_so_bitwise(backend: Atte
 
 
 def test_an_unknown_backend_is_refused_by_name() -> None:
-    with pytest.raises(InvalidRequest, match=r"backend is 'fast'; it must be one of auto, torch, numba, reference\."):
+    with pytest.raises(
+        InvalidRequest, match=r"backend is 'fast'; it must be one of auto, torch, numba, triton, reference\."
+    ):
         create_backend("fast")

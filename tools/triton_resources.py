@@ -1,0 +1,94 @@
+"""Compiles the attention kernels for a Hopper GPU, which needs none, and prints what each takes of it.
+
+`python -m tools.triton_resources [H:KV:DK:DV]...`: per head shape, arithmetic and kind of block, one line with its
+tile, shared memory in bytes, registers per thread, products on tensor cores (wgmma, mma) and bytes spilled per thread.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from kea.attention.base import LayerSpec
+from kea.attention.triton_kernels import attend_items
+from kea.attention.triton_tiles import Machine, Tile, block_dim, narrow_tile, wide_tile
+
+HOPPER = Machine(num_processors=132, is_large=True, is_interpreted=False)
+TARGET = GPUTarget("cuda", 90, 32)
+NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+DEFAULT_SHAPES = ("32:8:128:128", "32:8:64:64", "16:16:192:128", "8:4:256:256")
+FLOATS = ("part_out", "part_lse", "turns")
+INDICES = ("items", "entries", "tables")
+
+
+def main(arguments: list[str]) -> int:
+    print("heads dtype block tile smem_bytes registers wgmma mma spilled_bytes")
+    for shape in arguments or DEFAULT_SHAPES:
+        heads, kv_heads, key_dim, value_dim = map(int, shape.split(":"))
+        spec = LayerSpec(heads, kv_heads, key_dim, value_dim, key_dim**-0.5)
+        for dtype, name in NAMES.items():
+            for block, choose in (("narrow", narrow_tile), ("wide", wide_tile)):
+                print(shape, name, block, *describe(spec, name, choose(spec, dtype, HOPPER)))
+    return 0
+
+
+def describe(spec: LayerSpec, dtype: str, tile: Tile) -> tuple[str, int, int, int, int, int]:
+    """Return the tile, and what its kernel takes."""
+    compiled = triton.compile(
+        _source(spec, dtype, tile),
+        target=TARGET,
+        options={"num_warps": tile.num_warps, "num_stages": tile.num_stages},
+    )
+    registers, spilled = _usage(compiled.asm["cubin"])
+    ptx = compiled.asm["ptx"]
+    shape = f"{tile.block_m}x{tile.block_n}/w{tile.num_warps}/s{tile.num_stages}"
+    return shape, compiled.metadata.shared, registers, ptx.count("wgmma.mma_async"), ptx.count("mma.sync"), spilled
+
+
+def _source(spec: LayerSpec, dtype: str, tile: Tile) -> ASTSource:
+    constants = {
+        "GROUP": spec.num_heads // spec.num_kv_heads, "KEY_DIM": spec.key_dim, "VALUE_DIM": spec.value_dim, "PAGE": 16,
+        "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n,
+        "BLOCK_K": block_dim(spec.key_dim), "BLOCK_V": block_dim(spec.value_dim),
+        "HAS_SOFTCAP": False, "HAS_SINKS": False, "PRECISION": "ieee",
+        "TURN_DIMS": 0, "TURN_FIRST": 0, "TURN_PAIRS": False,
+    }  # fmt: skip
+    names = attend_items.arg_names
+    signature = {name: _type_of(name, dtype) if name not in constants else "constexpr" for name in names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n].startswith(("*", "i"))}
+    return ASTSource(attend_items, signature, {(names.index(n),): value for n, value in constants.items()}, aligned)
+
+
+def _type_of(name: str, dtype: str) -> str:
+    if name in FLOATS:
+        return "*fp32"
+    if name in INDICES:
+        return "*i32"
+    if name in {"factor", "softcap"}:
+        return "fp32"
+    return f"*{dtype}" if "_" not in name else "i32"
+
+
+def _usage(cubin: bytes) -> tuple[int, int]:
+    """Return the registers and the bytes of stack of a thread."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool), "-res-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    assert found is not None, text
+    return int(found[1]), int(found[2])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
