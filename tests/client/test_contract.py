@@ -241,6 +241,14 @@ def test_a_refused_call_surfaces_on_its_variables(world: World) -> None:
         assert greet("fine").get() == "HI FINE: "
 
 
+def test_a_refused_call_leaves_its_neighbours_alone(world: World) -> None:
+    with world.session() as session:
+        first, refused, last = greet("x"), session.native("unknown"), greet("y")
+        assert kea.gather(first, last) == ["HI X: ", "HI Y: "]
+        with pytest.raises(NotFound, match="unknown"):
+            refused.get()
+
+
 def test_a_closed_session_answers_at_once(world: World) -> None:
     with world.session() as session:
         world.on_loop(world.engine.hold)

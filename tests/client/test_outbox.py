@@ -7,7 +7,7 @@ import pytest
 
 from kea.client.loop import LoopThread
 from kea.client.outbox import Batch, Outbox
-from kea.errors import CallFailed, Cancelled, KeaError, LimitExceeded
+from kea.errors import CallFailed, Cancelled, InvalidRequest, KeaError, LimitExceeded
 from kea.program.call import CallSpec, Program, VariableSpec
 from kea.program.status import SessionStatus
 from kea.types import Criteria
@@ -20,6 +20,7 @@ class RecordingChannel:
     def __init__(self) -> None:
         self.programs: list[list[str]] = []
         self.refused: set[str] = set()
+        self.error: Exception = LimitExceeded("too many")
         self.gate: asyncio.Event | None = None
 
     async def submit(self, program: Program) -> None:
@@ -27,7 +28,7 @@ class RecordingChannel:
         if self.gate is not None:
             await self.gate.wait()
         if self.refused & {item.id for item in program.calls}:
-            raise LimitExceeded("too many")
+            raise self.error
 
     async def set(self, variable_id: str, value: str) -> None:
         raise NotImplementedError
@@ -125,3 +126,52 @@ def test_closing_refuses_what_is_on_its_way(loop: LoopThread) -> None:
     assert isinstance(refusal(loop, outbox, waiting, "waiting_out"), Cancelled)
     with pytest.raises(Cancelled):
         outbox.add(simple("late"))
+
+
+def test_a_call_is_refused_for_its_own_fault_alone(loop: LoopThread) -> None:
+    channel = RecordingChannel()
+    channel.refused, channel.error = {"c3"}, InvalidRequest("wrong")
+    outbox = Outbox(loop, channel, 0.01)
+    calls = [item for idx in range(8) for item in simple(f"c{idx}")]
+    batch = outbox.add([*calls, *simple("reader", "c3_out")], [VariableSpec("v")])
+    loop.run(outbox.settle())
+    refused = [idx for idx in range(8) if refusal(loop, outbox, batch, f"c{idx}_out")]
+    assert refused == [3]
+    assert isinstance(refusal(loop, outbox, batch, "reader_out"), CallFailed)
+    assert refusal(loop, outbox, batch, "v") is None
+    accepted = [item for program in channel.programs if "c3" not in program for item in program]
+    assert accepted == ["v", *(f"c{idx}" for idx in range(8) if idx != 3)], "in order, and once"
+
+
+def test_what_has_no_room_ends_the_search(loop: LoopThread) -> None:
+    channel = RecordingChannel()
+    channel.refused = {f"c{idx}" for idx in range(3, 1000)}
+    channel.error = LimitExceeded("too many", param="calls")
+    outbox = Outbox(loop, channel, 0.01)
+    batch = outbox.add([item for idx in range(1000) for item in simple(f"c{idx}")])
+    loop.run(outbox.settle())
+    assert [idx for idx in range(1000) if not refusal(loop, outbox, batch, f"c{idx}_out")] == [0, 1, 2]
+    assert len(channel.programs) < 30
+
+
+def test_a_fault_of_our_own_is_told_and_later_calls_go_on(loop: LoopThread) -> None:
+    channel = RecordingChannel()
+    channel.refused, channel.error = {"bad"}, TypeError("no JSON")
+    outbox = Outbox(loop, channel, 0.0)
+    first = outbox.add(simple("bad"))
+    error = refusal(loop, outbox, first, "bad_out")
+    assert isinstance(error, CallFailed)
+    assert "no JSON" in str(error)
+    assert refusal(loop, outbox, outbox.add(simple("next")), "next_out") is None
+
+
+def test_the_error_of_a_long_chain_names_the_first_cause_alone(loop: LoopThread) -> None:
+    channel = RecordingChannel()
+    channel.refused = {"bad"}
+    outbox = Outbox(loop, channel, 0.0)
+    outbox.add(simple("bad"))
+    loop.run(outbox.settle())
+    chain = [item for idx in range(500) for item in simple(f"c{idx}", f"c{idx - 1}_out" if idx else "bad_out")]
+    error = refusal(loop, outbox, outbox.add(chain), "c499_out")
+    assert len(str(error)) < 200
+    assert isinstance(error.__cause__ if error else None, LimitExceeded)

@@ -7,14 +7,19 @@ returns at once; everything else runs on the connection's loop.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from kea.client.loop import LoopThread
 from kea.client.transport import Channel
-from kea.errors import CallFailed, Cancelled, KeaError
+from kea.errors import CallFailed, Cancelled, Conflict, InvalidRequest, KeaError, LimitExceeded, NotFound
 from kea.program.call import AnyCall, Program, VariableSpec
+
+logger = logging.getLogger(__name__)
+
+_Part = tuple[Sequence[VariableSpec], Sequence[AnyCall]]
 
 
 @dataclass(eq=False, slots=True)
@@ -87,16 +92,44 @@ class Outbox:
     async def _send(self) -> None:
         await asyncio.sleep(self._linger_s)
         while (batch := self._take()) is not None:
-            calls = self._sendable(batch.calls)
             try:
-                await self._channel.submit(Program(tuple(calls), tuple(batch.variables)))
-            except asyncio.CancelledError:
-                self._refuse(calls, batch.variables, Cancelled("the session was closed."))
-                raise
-            except KeaError as error:
-                self._refuse(calls, batch.variables, error)
+                await self._submit(batch)
             finally:
                 batch.sent.set()
+
+    async def _submit(self, batch: Batch) -> None:
+        """Submit a batch; where it is refused, its halves: what is right is not refused for what stood beside it."""
+        work: list[_Part] = [(batch.variables, batch.calls)]
+        while work:
+            variables, calls = work[-1][0], self._sendable(work[-1][1])
+            error = await self._refusal_of(Program(tuple(calls), tuple(variables)), work)
+            del work[-1]
+            halves = _halves(variables, calls) if error is not None and _is_of_one(error) else []
+            work += halves
+            if error is None or halves:
+                continue
+            self._refuse(calls, variables, error)
+            if not _is_of_one(error) or _is_full(error):
+                self._refuse_all(work, error)
+                return
+
+    async def _refusal_of(self, program: Program, work: Sequence[_Part]) -> KeaError | None:
+        """Submit a program; return what it was refused with. When cancelled, refuse all that is left."""
+        if not program.calls and not program.variables:
+            return None
+        try:
+            await self._channel.submit(program)
+        except asyncio.CancelledError:
+            self._refuse_all(work, Cancelled("the session was closed."))
+            raise
+        except KeaError as error:
+            return error
+        except Exception as error:
+            logger.exception("a program could not be submitted")
+            refusal = CallFailed(f"the call could not be submitted: {type(error).__name__}: {error}")
+            refusal.__cause__ = error
+            return refusal
+        return None
 
     def _take(self) -> Batch | None:
         with self._lock:
@@ -114,12 +147,39 @@ class Outbox:
             if cause is None:
                 sendable.append(call)
                 continue
-            error = CallFailed(f"call {call.name!r} was not submitted: an input was refused: {cause}")
-            error.__cause__ = cause.__cause__ or cause
+            root = cause.__cause__ or cause
+            error = CallFailed(f"call {call.name!r} was not submitted: an input was refused: {root}")
+            error.__cause__ = root
             self._refuse([call], [], error)
         return sendable
+
+    def _refuse_all(self, parts: Sequence[_Part], error: KeaError) -> None:
+        for variables, calls in parts:
+            self._refuse(calls, variables, error)
 
     def _refuse(self, calls: Sequence[AnyCall], variables: Sequence[VariableSpec], error: KeaError) -> None:
         for call in calls:
             self._refused.update(dict.fromkeys(call.writes, error))
         self._refused.update(dict.fromkeys((variable.id for variable in variables), error))
+
+
+def _is_of_one(error: KeaError) -> bool:
+    """Tell whether an error may be the fault of one call or variable, and not of the session, the key or the server."""
+    if isinstance(error, NotFound | LimitExceeded):
+        return error.param not in (None, "session_id")
+    return isinstance(error, InvalidRequest | Conflict | CallFailed)
+
+
+def _is_full(error: KeaError) -> bool:
+    """Tell whether there was no room for one thing, and so there is none for those behind it."""
+    return isinstance(error, LimitExceeded) and error.retryable
+
+
+def _halves(variables: Sequence[VariableSpec], calls: Sequence[AnyCall]) -> list[_Part]:
+    """Return what was refused together as two parts, the one to be sent first at the end; one thing has no halves."""
+    if variables and calls:
+        return [([], calls), (variables, [])]
+    middle, both = max(len(variables), len(calls)) // 2, (variables, calls)
+    if not middle:
+        return []
+    return [(both[0][middle:], both[1][middle:]), (both[0][:middle], both[1][:middle])]
