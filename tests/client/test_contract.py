@@ -175,6 +175,21 @@ def test_native_functions_of_the_operator(world: World) -> None:
             session.native("rm").get()
 
 
+@pytest.mark.parametrize("value", [object(), float("nan"), ["\ud800"], {"key": {1, 2}}])
+def test_what_is_no_json_never_leaves(world: World, value: object) -> None:
+    with world.session() as session:
+        with pytest.raises(InvalidRequest, match="input 'text' of upper is no JSON value"):
+            session.native("upper", text=value)
+        with pytest.raises(InvalidRequest, match="no JSON value"):
+            session.native("upper", text=[greet("x")])
+        later = session.variable()
+        with pytest.raises(InvalidRequest, match="lone surrogate"):
+            later.set("\ud800")
+        with pytest.raises(InvalidRequest, match="variable inside"):
+            session.variable(later)  # type: ignore[arg-type]
+        assert session.native("kind", value=(1, [2])).get() == "list", "as it comes out of JSON"
+
+
 def test_errors_come_with_their_cause(world: World) -> None:
     with world.session():
         world.engine.fail_next(EngineFault("broken"), matches="hi bad")

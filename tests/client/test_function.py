@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import inspect
+from collections import deque
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import pytest
@@ -180,12 +182,25 @@ def test_parts_join_texts_and_keep_variables() -> None:
 
 def test_a_variable_never_becomes_its_name() -> None:
     variable = fake_variable()
-    for value in ({"k": variable}, {variable}, {"k": [(variable,)]}):
+    held = SimpleNamespace(variable=variable)
+    for value in ({"k": variable}, {variable}, {"k": [(variable,)]}, {1: variable}.values(), deque([variable]), held):
         with pytest.raises(InvalidRequest, match="has a variable inside"):
             parts_of(value, "-", "x")
     with pytest.raises(InvalidRequest, match="cannot be formatted"):
         f"{variable}"
     assert repr(variable) == "<kea.Variable name>"
+
+
+@pytest.mark.parametrize("value", [(item for item in "ab"), map(str, [1]), iter([1])])
+def test_an_iterator_has_no_text(value: object) -> None:
+    with pytest.raises(InvalidRequest, match=r"Pass list\(\.\.\.\)"):
+        parts_of([value], "-", "argument")
+
+
+def test_a_text_is_unicode() -> None:
+    with pytest.raises(InvalidRequest, match=r"argument has the lone surrogate '\\ud800' at 1"):
+        parts_of("a\ud800b", "-", "argument")
+    assert parts_of("kéa 🦜", "-", "argument") == ("kéa 🦜",)
 
 
 def test_a_function_says_what_it_is() -> None:

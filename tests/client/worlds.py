@@ -53,7 +53,11 @@ def halves(text: str) -> dict[str, str]:
     return {"left": text[:middle], "right": text[middle:]}
 
 
-FUNCTIONS: dict[str, NativeFunction] = {"upper": upper_native, "halves": halves}
+def kind(value: object) -> str:
+    return type(value).__name__
+
+
+FUNCTIONS: dict[str, NativeFunction] = {"upper": upper_native, "halves": halves, "kind": kind}
 
 
 @contextmanager

@@ -167,6 +167,8 @@ async def test_a_variable_is_set_once_and_only_by_who_may() -> None:
         some.submit(session, program(call("a", "a{{x}}", x={}), free=None))
         with pytest.raises(Conflict, match="written by call 'a'"):
             some.set(session, "x", "mine")
+        with pytest.raises(InvalidRequest, match="lone surrogate"):
+            some.set(session, "free", "\ud800")
         some.set(session, "free", "once")
         with pytest.raises(Conflict, match="can be set once"):
             some.set(session, "free", "twice")

@@ -32,7 +32,7 @@ def broken(kind: str) -> Any:
         raise StopIteration
     if kind == "refuse":
         raise InvalidRequest("not like this")
-    return {"number": 3, "wrong names": {"a": "b"}, "wrong values": {"out": 3}}[kind]
+    return {"number": 3, "wrong names": {"a": "b"}, "wrong values": {"out": 3}, "surrogate": {"out": "\ud800"}}[kind]
 
 
 FUNCTIONS = {"join": join, "split": split, "broken": broken}
@@ -66,6 +66,7 @@ async def test_a_registered_function_reads_and_writes_variables() -> None:
         ("number", "returned int; it must return a string"),
         ("wrong names", "returned dict"),
         ("wrong values", "for each of: out"),
+        ("surrogate", "lone surrogate"),
     ],
 )
 async def test_a_function_that_fails_fails_its_call_alone(kind: str, message: str) -> None:

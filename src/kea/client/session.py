@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from kea.client.loop import LoopThread
 from kea.client.outbox import Batch, Outbox
 from kea.client.transport import Channel
+from kea.client.values import json_of, text_of
 from kea.client.variable import Variable
 from kea.errors import Cancelled, InvalidRequest
 from kea.program.call import AnyCall, NativeCallSpec, NativeInput, NativeOutput, VariableRef, VariableSpec
@@ -102,7 +103,7 @@ class Session:
 
     def variable(self, value: str | None = None, *, name: str = "") -> Variable:
         """Create a variable: with a value, or to be set later by `set` or as the output of a call."""
-        spec = VariableSpec(self.create_id(), name, None if value is None else str(value))
+        spec = VariableSpec(self.create_id(), name, None if value is None else text_of(value, "value"))
         return Variable(self, spec.id, name, self._require_outbox().add(variables=[spec]))
 
     def map(self, function: SemanticFunction, *lists: Iterable[Any], **common: Any) -> list[Any]:
@@ -118,7 +119,10 @@ class Session:
         Returns a variable, or a list of them when `outputs` names several.
         """
         values = {
-            name: VariableRef(value.id) if isinstance(value, Variable) else value for name, value in inputs.items()
+            name: VariableRef(value.id)
+            if isinstance(value, Variable)
+            else json_of(value, f"input {name!r} of {function}")
+            for name, value in inputs.items()
         }
         self.check_owned(value for value in inputs.values() if isinstance(value, Variable))
         targets = [NativeOutput(name, self.create_id()) for name in outputs]

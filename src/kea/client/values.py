@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Set
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
 
-from kea.client.variable import Variable
+from kea.client.variable import REPR_MARK, Variable
 from kea.errors import InvalidRequest
 from kea.program.call import Part, VariableRef
+from kea.program.fields import check_unicode
 
 
 def parts_of(value: object, separator: str, where: str) -> tuple[Part, ...]:
@@ -32,30 +35,41 @@ def flatten(value: object) -> Iterator[object]:
 
 
 def text_of(value: object, where: str) -> str:
-    """Return `str(value)`. Raises `InvalidRequest` where that would write a variable's name instead of its text."""
-    if any(isinstance(item, Variable) for item in _contents(value)):
+    """Return `str(value)`. Raises `InvalidRequest` where that would write an object's name instead of its text."""
+    if isinstance(value, Iterator):
+        raise InvalidRequest(
+            f"{where} is a {type(value).__name__}, which has no text before it is run through.",
+            hint="Pass list(...) of it.",
+            param=where,
+        )
+    text = str(value)
+    if not isinstance(value, str) and REPR_MARK in text:
         raise InvalidRequest(
             f"{where} has a variable inside {type(value).__name__}, where its text cannot be filled in.",
             hint="Pass variables to a parameter annotated kea.Input, alone or in lists.",
             param=where,
         )
-    return str(value)
+    check_unicode(text, where)
+    return text
+
+
+def json_of(value: object, where: str) -> Any:
+    """Return the value as it comes out of JSON, so that every transport gives the same. Raises `InvalidRequest`."""
+    try:
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequest(
+            f"{where} is no JSON value: {error}.",
+            hint="A variable may be given alone, anything else as JSON has it.",
+            param=where,
+        ) from None
+    return json.loads(text)
 
 
 def variables_in(values: Iterable[object]) -> Iterator[Variable]:
     """Yield the variables among values and in their lists."""
     return (item for value in values for item in flatten(value) if isinstance(item, Variable))
-
-
-def _contents(value: object) -> Iterator[object]:
-    if isinstance(value, Mapping):
-        for pair in value.items():
-            yield from _contents(pair)
-    elif isinstance(value, list | tuple | Set):
-        for item in value:
-            yield from _contents(item)
-    else:
-        yield value
 
 
 def _append(parts: list[Part], text: str) -> None:

@@ -9,6 +9,7 @@ from types import AsyncGeneratorType
 from typing import TYPE_CHECKING
 
 from kea.errors import InvalidRequest
+from kea.program.fields import check_unicode
 from kea.types import Criteria
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from kea.client.session import Session
 
 CLOSE_POLL_S = 0.001
+REPR_MARK = "<kea.Variable "
 
 
 class Variable:
@@ -118,11 +120,12 @@ class Variable:
         """Set the value; runs on the connection's loop."""
         if not isinstance(value, str):
             raise InvalidRequest(f"a variable's value is a string, not {type(value).__name__}.", param="value")
+        check_unicode(value, "value")
         channel = await self.session.reach(self._batch, self.id)
         await channel.set(self.id, value)
 
     def __repr__(self) -> str:
-        return f"<kea.Variable {self.name or self.id}>"
+        return f"{REPR_MARK}{self.name or self.id}>"
 
     def __format__(self, spec: str) -> str:
         """Refuse: inside an f-string the text of a variable is not there yet."""

@@ -47,6 +47,7 @@ class Fields:
         value = self._read(key, default)
         if not isinstance(value, str):
             raise self.refusal(key, value, "a string")
+        check_unicode(value, self.path(key), self._error)
         return value
 
     def integer(self, key: str, default: int | None = None) -> int:
@@ -76,11 +77,12 @@ class Fields:
     def texts(self, key: str) -> tuple[str, ...]:
         """Read a string, or a list of strings; an absent key is an empty list."""
         value = self._read(key, ())
-        if isinstance(value, str):
-            return (value,)
-        if not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
+        texts = (value,) if isinstance(value, str) else value
+        if not isinstance(texts, Sequence) or not all(isinstance(item, str) for item in texts):
             raise self.refusal(key, value, "a string or a list of strings")
-        return tuple(value)
+        for item in texts:
+            check_unicode(item, self.path(key), self._error)
+        return tuple(texts)
 
     def integers(self, key: str) -> tuple[int, ...]:
         value = self.items(key, ())
@@ -115,6 +117,20 @@ class Fields:
         if default is None:
             raise self._error(f"{self.where} has no {key!r}.", param=self.path(key))
         return default
+
+
+def check_unicode(text: str, where: str, error: type[InvalidRequest] = InvalidRequest) -> None:
+    """Refuse a text with half of a surrogate pair: it is no Unicode, has no bytes, and no tokenizer takes it."""
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as found:
+        raise error(
+            f"{where} has the lone surrogate {text[found.start]!a} at {found.start}; it must be Unicode.",
+            hint="Decode bytes with errors='replace', not 'surrogateescape'.",
+            param=where,
+        ) from None
 
 
 def shorten(value: object, limit: int = 80) -> str:

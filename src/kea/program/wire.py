@@ -20,7 +20,7 @@ from kea.program.call import (
     VariableRef,
     VariableSpec,
 )
-from kea.program.fields import Fields
+from kea.program.fields import Fields, check_unicode
 from kea.program.output import output_settings, parse_output
 from kea.program.template import Message
 
@@ -135,6 +135,7 @@ def _parts(fields: Fields) -> tuple[Part, ...]:
 
 def _part(data: object, where: str) -> Part:
     if isinstance(data, str):
+        check_unicode(data, where)
         return data
     fields = Fields(data, where)
     reference = VariableRef(_variable_id(fields))

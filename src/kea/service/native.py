@@ -17,6 +17,7 @@ from typing import Any
 
 from kea.errors import CallFailed, DeadlineExceeded, KeaError, NotFound
 from kea.program.call import NativeCallSpec, VariableRef
+from kea.program.fields import check_unicode
 from kea.service.session import Session
 
 logger = logging.getLogger(__name__)
@@ -103,6 +104,8 @@ def _set_outputs(call: NativeCallSpec, result: object, session: Session) -> None
             f"the native function {call.function!r} returned {type(result).__name__}; it must return a string for a "
             f"single output, or a mapping with a string for each of: {', '.join(sorted(names))}."
         )
+    for output in call.outputs:
+        check_unicode(result[output.name], f"what the native function {call.function!r} returned")
     for output in call.outputs:
         session.variables[output.variable_id].write(result[output.name])
         session.finish_output(output.variable_id)

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from kea.errors import CallFailed, Cancelled, Conflict, KeaError, LimitExceeded, NotFound
 from kea.program.call import AnyCall, Program
+from kea.program.fields import check_unicode
 from kea.program.graph import Node, ProgramGraph
 from kea.program.status import CallState, SessionStatus
 from kea.program.variable import SemanticVariable, VariableState
@@ -125,6 +126,7 @@ class Session:
     def set(self, variable_id: str, text: str) -> None:
         """Set a variable that no call writes. Raises `Conflict` when it is set or has a producer, `NotFound`."""
         self._check_open()
+        check_unicode(text, "value")
         variable = self.variable(variable_id)
         producer = self.graph.producer_of(variable_id)
         if producer is not None:
