@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
+from kea.client.loop import await_result, result_of
 from kea.client.values import flatten
 from kea.client.variable import Variable
 from kea.types import Criteria
@@ -28,7 +28,7 @@ def gather(*items: Any, criteria: Criteria | None = None, deadline_s: float | No
     values: dict[Variable, str] = {}
     with _Reader(items, criteria, deadline_s).waves() as waves:
         for reads in waves:
-            values |= {variable: read.result() for variable, read in reads.items()}
+            values |= {variable: result_of(read) for variable, read in reads.items()}
     return [_filled(item, values.__getitem__) for item in items]
 
 
@@ -37,7 +37,7 @@ async def agather(*items: Any, criteria: Criteria | None = None, deadline_s: flo
     values: dict[Variable, str] = {}
     with _Reader(items, criteria, deadline_s).waves() as waves:
         for reads in waves:
-            values |= {variable: await asyncio.wrap_future(read) for variable, read in reads.items()}
+            values |= {variable: await await_result(read) for variable, read in reads.items()}
     return [_filled(item, values.__getitem__) for item in items]
 
 
