@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 
 import pytest
 
@@ -36,7 +36,7 @@ class RecordingChannel:
     async def get(self, variable_id: str, criteria: Criteria | None, deadline_s: float | None) -> str:
         raise NotImplementedError
 
-    def stream(self, variable_id: str, criteria: Criteria | None) -> AsyncIterator[str]:
+    def stream(self, variable_id: str, criteria: Criteria | None) -> AsyncGenerator[str]:
         raise NotImplementedError
 
     async def cancel(self, call_ids: Sequence[str] | None) -> list[str]:

@@ -32,8 +32,8 @@ class Connection:
         return Session(self, name, owns_connection=False)
 
     def open(self) -> None:
-        """Connect: start an embedded engine, or a client of the server."""
-        self._loop = LoopThread()
+        """Connect: start an embedded engine, or a client of the server. Raises `InvalidRequest` while it is open."""
+        self._loop = self._new_loop()
         try:
             self._loop.run(self.transport.open())
         except BaseException:
@@ -42,7 +42,7 @@ class Connection:
 
     async def aopen(self) -> None:
         """Await `open`."""
-        self._loop = LoopThread()
+        self._loop = self._new_loop()
         try:
             await self._loop.arun(self.transport.open())
         except BaseException:
@@ -50,7 +50,9 @@ class Connection:
             raise
 
     def close(self) -> None:
-        """End the connection, and with it an embedded engine."""
+        """End the connection, and with it an embedded engine. May be called twice."""
+        if self.loop.is_stopped:
+            return
         try:
             self.loop.run(self.transport.close())
         finally:
@@ -58,10 +60,17 @@ class Connection:
 
     async def aclose(self) -> None:
         """Await `close`."""
+        if self.loop.is_stopped:
+            return
         try:
             await self.loop.arun(self.transport.close())
         finally:
             await asyncio.to_thread(self.loop.stop)
+
+    def _new_loop(self) -> LoopThread:
+        if self._loop is not None and not self._loop.is_stopped:
+            raise InvalidRequest("the connection is open already.", hint="Create another one.")
+        return LoopThread()
 
     def __enter__(self) -> Self:
         self.open()

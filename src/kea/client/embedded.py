@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
 from kea.program.call import Program
@@ -50,7 +50,7 @@ class EmbeddedChannel:
     async def get(self, variable_id: str, criteria: Criteria | None, deadline_s: float | None) -> str:
         return await self._service.get(self._session, variable_id, criteria, deadline_s)
 
-    def stream(self, variable_id: str, criteria: Criteria | None) -> AsyncIterator[str]:
+    def stream(self, variable_id: str, criteria: Criteria | None) -> AsyncGenerator[str]:
         return self._service.stream(self._session, variable_id, criteria)
 
     async def cancel(self, call_ids: Sequence[str] | None) -> list[str]:

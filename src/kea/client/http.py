@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +71,7 @@ class HttpChannel:
         answer = await self._request("GET", f"/variables/{variable_id}", params=params)
         return str(answer["value"])
 
-    async def stream(self, variable_id: str, criteria: Criteria | None) -> AsyncIterator[str]:
+    async def stream(self, variable_id: str, criteria: Criteria | None) -> AsyncGenerator[str]:
         path = f"{self._path}/variables/{variable_id}/stream"
         decoder = EventDecoder()
         with _reaching(self._client):

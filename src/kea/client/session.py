@@ -5,23 +5,28 @@ Use it with `with` or `async with`; functions that are called inside belong to i
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Self
 
 from kea.client.loop import LoopThread
 from kea.client.outbox import Batch, Outbox
+from kea.client.pieces import Pieces
 from kea.client.transport import Channel
 from kea.client.values import json_of, text_of
 from kea.client.variable import Variable
-from kea.errors import Cancelled, InvalidRequest
+from kea.errors import Cancelled, InvalidRequest, KeaError
 from kea.program.call import AnyCall, NativeCallSpec, NativeInput, NativeOutput, VariableRef, VariableSpec
 from kea.program.status import CallRow, SessionStatus
 
 if TYPE_CHECKING:
     from kea.client.connection import Connection
     from kea.client.function import SemanticFunction
+
+logger = logging.getLogger(__name__)
 
 _current: ContextVar[Session | None] = ContextVar("kea_session", default=None)
 
@@ -40,6 +45,8 @@ class Session:
         self._channel: Channel | None = None
         self._outbox: Outbox | None = None
         self._previous: Session | None = None
+        self._is_open = False
+        self.streams: set[Pieces] = set()
 
     @property
     def loop(self) -> LoopThread:
@@ -50,21 +57,24 @@ class Session:
         self._enter()
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         _current.set(self._previous)
-        self.close()
+        with _behind(error):
+            self.close()
 
     async def __aenter__(self) -> Self:
         await self.aopen()
         self._enter()
         return self
 
-    async def __aexit__(self, *exc: object) -> None:
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         _current.set(self._previous)
-        await self.aclose()
+        with _behind(error):
+            await self.aclose()
 
     def open(self) -> None:
-        """Open the session (`with` does)."""
+        """Open the session (`with` does). Raises `InvalidRequest` while it is open."""
+        self._check_closed()
         if self._owns_connection:
             self.connection.open()
         try:
@@ -76,6 +86,7 @@ class Session:
 
     async def aopen(self) -> None:
         """Await `open`."""
+        self._check_closed()
         if self._owns_connection:
             await self.connection.aopen()
         try:
@@ -86,7 +97,10 @@ class Session:
             raise
 
     def close(self) -> None:
-        """End the session: its calls are cancelled, its variables that were not read are gone."""
+        """End the session: its calls are cancelled, its variables that were not read are gone. May be called twice."""
+        if not self._is_open:
+            return
+        self._is_open = False
         try:
             self.loop.run(self._close())
         finally:
@@ -95,6 +109,9 @@ class Session:
 
     async def aclose(self) -> None:
         """Await `close`."""
+        if not self._is_open:
+            return
+        self._is_open = False
         try:
             await self.loop.arun(self._close())
         finally:
@@ -183,13 +200,19 @@ class Session:
         transport = self.connection.transport
         self._channel = await transport.open_session(self.name)
         self._outbox = Outbox(self.loop, self._channel, transport.linger_s)
+        self._is_open = True
 
     async def _close(self) -> None:
         channel, self._channel = self._channel, None
         if self._outbox is not None:
             await self._outbox.close()
-        if channel is not None:
-            await channel.close()
+        try:
+            if channel is not None:
+                await channel.close()
+        finally:
+            for stream in tuple(self.streams):
+                if not stream.is_running:  # one that runs is told by the service
+                    await stream.close()
 
     async def _cancel(self, variables: Iterable[Variable] | None) -> list[str]:
         call_ids = None
@@ -216,6 +239,10 @@ class Session:
         self._previous = _current.get()
         _current.set(self)
 
+    def _check_closed(self) -> None:
+        if self._is_open:
+            raise InvalidRequest("the session is open already.", hint="Create another one.")
+
     def _require_outbox(self) -> Outbox:
         if self._outbox is None:
             raise InvalidRequest("the session is not open.", hint="Use it with `with`, or call open().")
@@ -234,3 +261,14 @@ def choose_session(variables: Iterator[Variable]) -> Session | None:
         variable = next(variables, None)
         session = None if variable is None else variable.session
     return session
+
+
+@contextmanager
+def _behind(error: BaseException | None) -> Iterator[None]:
+    """Close behind an error: what goes wrong then must not stand in its place."""
+    try:
+        yield
+    except KeaError as failure:
+        if error is None:
+            raise
+        logger.warning("the session could not be closed: %s", failure)

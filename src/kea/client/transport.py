@@ -5,7 +5,7 @@ Implementations: `embedded` (a service in this process), `http` (a server elsewh
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
 from kea.program.call import Program
@@ -22,7 +22,7 @@ class Channel(Protocol):
 
     async def get(self, variable_id: str, criteria: Criteria | None, deadline_s: float | None) -> str: ...
 
-    def stream(self, variable_id: str, criteria: Criteria | None) -> AsyncIterator[str]: ...
+    def stream(self, variable_id: str, criteria: Criteria | None) -> AsyncGenerator[str]: ...
 
     async def cancel(self, call_ids: Sequence[str] | None) -> list[str]: ...
 

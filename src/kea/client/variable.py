@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+import math
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
-from types import AsyncGeneratorType
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from kea.errors import InvalidRequest
+from kea.client.pieces import Pieces
+from kea.errors import Cancelled, DeadlineExceeded, InvalidRequest, check_range
 from kea.program.fields import check_unicode
 from kea.types import Criteria
 
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
     from kea.client.outbox import Batch
     from kea.client.session import Session
 
-CLOSE_POLL_S = 0.001
+ANSWER_S = 2.0
+"""What a service may take to say that a deadline passed."""
 REPR_MARK = "<kea.Variable "
 
 
@@ -57,21 +60,20 @@ class Variable:
         """Yield the text from the beginning as it is written. Raises like `get`, behind what was written."""
         loop, pieces = self.session.loop, self.pieces(criteria)
         try:
-            while (piece := loop.run(_next(pieces))) is not None:
+            while (piece := loop.run(pieces.next())) is not None:
                 yield piece
         finally:
-            if not loop.is_stopped:
-                loop.run(_close(pieces))
+            loop.finish(pieces.close())
 
     async def astream(self, criteria: Criteria | None = None) -> AsyncIterator[str]:
         """Yield as `stream` does."""
         loop, pieces = self.session.loop, self.pieces(criteria)
         try:
-            while (piece := await loop.arun(_next(pieces))) is not None:
+            while (piece := await loop.arun(pieces.next())) is not None:
                 yield piece
         finally:
-            if not loop.is_stopped:
-                await loop.arun(_close(pieces))
+            with suppress(Cancelled):  # the connection ended before
+                await loop.arun(pieces.close())
 
     def set(self, value: str) -> None:
         """Set the value of a variable that no call writes, once. Raises `Conflict`."""
@@ -98,23 +100,27 @@ class Variable:
         return self.session.loop.begin(self.read(criteria, deadline_s))
 
     async def read(self, criteria: Criteria | None, deadline_s: float | None) -> str:
-        """Return the value; runs on the connection's loop."""
+        """Return the value; runs on the connection's loop. A service that does not answer cannot outlast a deadline."""
         if self._value is not None:
             return self._value
-        channel = await self.session.reach(self._batch, self.id)
-        self._value = await channel.get(self.id, criteria, deadline_s)
-        return self._value
-
-    async def pieces(self, criteria: Criteria | None) -> AsyncGenerator[str]:
-        """Yield the pieces; runs on the connection's loop."""
-        channel = await self.session.reach(self._batch, self.id)
-        stream = channel.stream(self.id, criteria)
+        if deadline_s is not None:
+            check_range("deadline_s", deadline_s, 0.0)
+        if deadline_s is None or math.isinf(deadline_s):
+            return await self._read(criteria, None)
         try:
-            async for piece in stream:
-                yield piece
-        finally:
-            if isinstance(stream, AsyncGenerator):
-                await stream.aclose()
+            async with asyncio.timeout(deadline_s + ANSWER_S):
+                return await self._read(criteria, deadline_s)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"the service gave no answer about variable {self.name or self.id!r} when its deadline of "
+                f"{deadline_s:g} s had passed.",
+                hint="Does it still run?",
+                param="deadline_s",
+            ) from None
+
+    def pieces(self, criteria: Criteria | None) -> Pieces:
+        """Return the variable's pieces for one reader; they are read on the connection's loop."""
+        return Pieces(self.session, self._batch, self.id, criteria)
 
     async def write(self, value: str) -> None:
         """Set the value; runs on the connection's loop."""
@@ -123,6 +129,11 @@ class Variable:
         check_unicode(value, "value")
         channel = await self.session.reach(self._batch, self.id)
         await channel.set(self.id, value)
+
+    async def _read(self, criteria: Criteria | None, deadline_s: float | None) -> str:
+        channel = await self.session.reach(self._batch, self.id)
+        self._value = await channel.get(self.id, criteria, deadline_s)
+        return self._value
 
     def __repr__(self) -> str:
         return f"{REPR_MARK}{self.name or self.id}>"
@@ -133,15 +144,3 @@ class Variable:
             f"variable {self.name or self.id!r} cannot be formatted into a string: its text may not be written yet.",
             hint="Pass it to a function as it is, or format the value that get() returns.",
         )
-
-
-async def _next(pieces: AsyncGenerator[str]) -> str | None:
-    return await anext(pieces, None)
-
-
-async def _close(pieces: AsyncGenerator[str]) -> None:
-    """Close a generator; a step of it that was cancelled (a Ctrl-C of its reader) may still be on its way out."""
-    assert isinstance(pieces, AsyncGeneratorType)
-    while pieces.ag_running:  # noqa: ASYNC110 - a generator tells nobody when it stands still
-        await asyncio.sleep(CLOSE_POLL_S)
-    await pieces.aclose()
