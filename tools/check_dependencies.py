@@ -33,6 +33,9 @@ PROVIDED = {"triton": "torch's builds for CUDA bring it"}
 # Modules of kernels: decorated when they load, by a library of an extra. They are imported inside functions themselves.
 KERNELS = {"src/kea/attention/triton_kernels.py": "triton"}
 DEVELOPMENT = frozenset({"dev"})
+# Scripts that a peer's own python runs, and what only that python has.
+PEER_SCRIPTS = "src/kea/bench/engine/drivers/"
+PEERS = frozenset({"llama_cpp", "openvino", "openvino_genai", "vllm"})
 
 
 def check_dependencies(root: Path) -> list[Finding]:
@@ -43,6 +46,8 @@ def check_dependencies(root: Path) -> list[Finding]:
     for source in sources:
         for line, module, is_late in _walk_foreign(source):
             used.add(module)
+            if module in PEERS and source.path.startswith(PEER_SCRIPTS):
+                continue
             may_be_extra = is_late or KERNELS.get(source.path) == module
             if module not in base and not (may_be_extra and (module in extras or module in PROVIDED)):
                 findings.append(Finding(source.path, line, _complaint(module, extras)))

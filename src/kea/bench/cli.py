@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from kea.bench.engine.command import engine
 from kea.bench.help import PlainCommand, PlainGroup
 from kea.bench.serve import serve
 
@@ -15,4 +16,5 @@ def bench() -> None:
     """Measure servers and engines, each with its bound and its peers in the same run."""
 
 
+app.command("engine", cls=PlainCommand)(engine)
 app.command("serve", cls=PlainCommand)(serve)

@@ -80,3 +80,49 @@ class ProgressView:
         elif self._bar is None and time.monotonic() >= self._next_line_s:
             self._next_line_s = time.monotonic() + _LINE_INTERVAL_S
             self._console.print(f"{self._title}: {self._state()}", style="dim", highlight=False)
+
+
+class TurnsView:
+    """Shows which system is measured at what, out of how many turns. Used with a block, like `ProgressView`."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._num_done = self._total = 0
+        self._next_line_s = 0.0
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"))
+            self._bar = Progress(
+                *columns, TimeElapsedColumn(), console=self._console, transient=True, refresh_per_second=1
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("", total=None, state="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def phase(self, text: str) -> None:
+        """Show what comes before the turns."""
+        self._show(text, always=True)
+
+    def begin(self, num_turns: int) -> None:
+        self._total = num_turns
+
+    def turn(self, text: str) -> None:
+        """Begin the next turn; without a terminal a line every few seconds tells of it."""
+        self._show(f"{text} ({self._num_done} of {self._total} done)")
+        self._num_done += 1
+
+    def _show(self, text: str, *, always: bool = False) -> None:
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, description=text, completed=self._num_done, total=self._total or None)
+        elif always or time.monotonic() >= self._next_line_s:
+            self._next_line_s = time.monotonic() + _LINE_INTERVAL_S
+            self._console.print(f"{text} ...", style="dim", highlight=False)

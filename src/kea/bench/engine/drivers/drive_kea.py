@@ -1,0 +1,222 @@
+"""Drives Kea's engine by its core, as its loop does, and times whole steps: planning, model, sampling, text, events."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import kea
+from kea.engine.base import Append, ClearCache, ContextSpec, CreateContext, Free, Generate, Generated, GenerationFailed
+from kea.engine.config import EngineConfig
+from kea.engine.core import EngineCore
+from kea.engine.sampling import Sampler
+from kea.types import GenerateOptions, Sampling, Stopping
+
+_SLACK = 512  # tokens that no measurement reaches: generations end because they are freed
+Request = tuple[float, list[int], int]
+
+
+class Driver:
+    """One engine in this process. Ends with it."""
+
+    def __init__(self) -> None:
+        self._core: EngineCore | None = None
+        self._ids = itertools.count(1)
+
+    @property
+    def core(self) -> EngineCore:
+        assert self._core is not None, "an order came before load"
+        return self._core
+
+    def load(
+        self, model: str, threads: int, kv_bytes: int, max_len: int, quantize: str | None = None, **_: Any
+    ) -> dict[str, Any]:
+        """Load the model with `kv_bytes` of pages; `quantize` as in `EngineConfig`."""
+        logging.getLogger("kea").setLevel(logging.ERROR)
+        limits = {"num_threads": threads, "kv_memory_bytes": kv_bytes, "max_model_len": max_len}
+        fields: dict[str, Any] = {"model": model, "device": "cpu", **limits}
+        if quantize is not None:
+            if "quantize" not in EngineConfig.__dataclass_fields__:
+                raise NotImplementedError("this version of Kea has no quantize option")
+            fields["quantize"] = quantize
+        self._core = EngineCore.load(EngineConfig(**fields))
+        info = self._core.info
+        return {"version": f"kea {kea.__version__}", "note": f"arithmetic {info.dtype}, attention {info.backend}"}
+
+    def prefill(self, prompt: list[int]) -> dict[str, Any]:
+        """Time a prompt on an empty cache, to its first token."""
+        self.core.handle(ClearCache())
+        return {"seconds": self._time_to_token(prompt)}
+
+    def warm(self, prompt: list[int]) -> dict[str, Any]:
+        """Time the same prompt on an empty cache and on one that has it."""
+        self.core.handle(ClearCache())
+        return {"cold_s": self._time_to_token(prompt), "warm_s": self._time_to_token(prompt)}
+
+    def decode(self, prompts: list[list[int]], steps: int, warmups: int) -> dict[str, Any]:
+        """Time steps that draw one token for each of the prompts' contexts."""
+        with self._generating(prompts) as step:
+            for _ in range(warmups):
+                step()
+            return {"step_s": [step() for _ in range(steps)]}
+
+    def shared(
+        self, *, prefix: list[int], groups: list[list[int]], prompts: list[list[Any]], strangers: list[list[int]],
+        steps: int, warmups: int, share: bool,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Time steps of contexts under one prefix: `prompts` are pairs of a group and own tokens behind it.
+
+        Without `share` each context has a tenant of its own: nothing is shared between tenants.
+        """
+        self.core.handle(ClearCache())
+        whole = [prefix + groups[group] + own for group, own in prompts] + strangers
+        tenants = ["" if share else f"tenant {number}" for number in range(len(whole))]
+        with self._generating(whole, tenants) as step:
+            for _ in range(warmups):
+                step()
+            times = [step() for _ in range(steps)]
+            memory = self.core.snapshot().memory
+            tokens = memory.num_used * self.core.info.page_tokens
+        self.core.handle(ClearCache())
+        return {"step_s": times, "kv_tokens": tokens}
+
+    def overhead(self, prompts: list[list[int]], steps: int, warmups: int) -> dict[str, Any]:
+        """Time steps, and within them the model's forward pass and the sampler."""
+        spent = {"model": 0.0, "sampler": 0.0}
+        model = self.core._model
+        with (
+            _timed(type(model), "forward", spent, "model"),
+            _timed(Sampler, "sample", spent, "sampler"),
+            self._generating(prompts) as step,
+        ):
+            for _ in range(warmups):
+                step()
+            rows = []
+            for _ in range(steps):
+                spent.update(model=0.0, sampler=0.0)
+                rows.append({"step_s": step(), "model_s": spent["model"], "sampler_s": spent["sampler"]})
+        return {key: [row[key] for row in rows] for key in ("step_s", "model_s", "sampler_s")}
+
+    def arrivals(self, requests: list[Request]) -> dict[str, Any]:
+        """Serve requests `(offset_s, prompt, output_len)` at their times; return the latencies of each."""
+        self.core.handle(ClearCache())
+        marks: dict[int, list[float]] = {}
+        owners: dict[int, int] = {}
+        waiting = sorted(range(len(requests)), key=lambda index: requests[index][0])
+        started = time.perf_counter()
+        while waiting or self.core.has_work:
+            now = time.perf_counter() - started
+            while waiting and requests[waiting[0]][0] <= now:
+                index = waiting.pop(0)
+                generation_id = self._begin(requests[index][1], requests[index][2])[1]
+                owners[generation_id], marks[index] = index, []
+            if not self.core.has_work:
+                time.sleep(max(0.0, min(requests[waiting[0]][0] - now, 0.005)))
+                continue
+            for generated in self._step():
+                at = time.perf_counter() - started
+                marks[owners[generated.generation_id]] += [at] * len(generated.chunk.token_ids)
+        return {"requests": [_latencies(requests[index], marks[index]) for index in range(len(requests))]}
+
+    def unloaded(self, requests: list[Request]) -> dict[str, Any]:
+        """Serve the same, each after the last."""
+        return {"requests": [row for one in requests for row in self.arrivals([one])["requests"]]}
+
+    def steady(self, prompts: list[list[int]], output_len: int, num_running: int) -> dict[str, Any]:
+        """Keep so many of the prompts running to their ends; return how well the latency model predicted the steps."""
+        self.core.handle(ClearCache())
+        before = self.core.snapshot().latency.num_samples
+        left = list(prompts)
+        running: set[int] = set()
+        while left or running:
+            while left and len(running) < num_running:
+                running.add(self._begin(left.pop(), output_len)[1])
+            running -= {one.generation_id for one in self._step() if one.chunk.finish is not None}
+        latency = self.core.snapshot().latency
+        return {"median_error_ratio": latency.median_error_ratio, "num_steps": latency.num_samples - before}
+
+    @contextmanager
+    def _generating(
+        self, prompts: Sequence[list[int]], tenants: Sequence[str] | None = None
+    ) -> Iterator[Callable[[], float]]:
+        """Bring a context for each prompt to its first token; gives a function that runs and times one step of all."""
+        tenants = tenants or [""] * len(prompts)
+        begun = [self._begin(prompt, _SLACK, tenant) for prompt, tenant in zip(prompts, tenants, strict=True)]
+        waiting = {generation_id for _, generation_id in begun}
+        while waiting:
+            waiting -= {one.generation_id for one in self._step()}
+
+        def step() -> float:
+            started = time.perf_counter()
+            generated = self._step()
+            seconds = time.perf_counter() - started
+            if len(generated) != len(prompts):
+                raise RuntimeError(f"a step gave {len(generated)} tokens for {len(prompts)} contexts")
+            return seconds
+
+        try:
+            yield step
+        finally:
+            for context_id, _ in begun:
+                self.core.handle(Free(context_id))
+            while self.core.has_work:
+                self.core.step()
+
+    def _time_to_token(self, prompt: list[int]) -> float:
+        started = time.perf_counter()
+        self._begin(prompt, 1)
+        while not self._step():
+            pass
+        return time.perf_counter() - started
+
+    def _begin(self, prompt: list[int], output_len: int, tenant: str = "") -> tuple[int, int]:
+        context_id, generation_id = next(self._ids), next(self._ids)
+        options = GenerateOptions(Stopping(output_len, ignore_eos=True), Sampling(temperature=0.0))
+        self.core.handle(CreateContext(context_id, ContextSpec(tenant)))
+        self.core.handle(Append(context_id, tuple(prompt)))
+        self.core.handle(Generate(context_id, generation_id, options))
+        return context_id, generation_id
+
+    def _step(self) -> list[Generated]:
+        events = self.core.step()
+        for event in events:
+            if isinstance(event, GenerationFailed):
+                raise event.error
+        return [event for event in events if isinstance(event, Generated)]
+
+
+@contextmanager
+def _timed(owner: type, name: str, spent: dict[str, float], key: str) -> Iterator[None]:
+    """Add up the time spent in a method while the block runs."""
+    method = getattr(owner, name)
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return method(*args, **kwargs)
+        finally:
+            spent[key] += time.perf_counter() - started
+
+    setattr(owner, name, timed)
+    try:
+        yield
+    finally:
+        setattr(owner, name, method)
+
+
+def _latencies(request: Request, marks: list[float]) -> dict[str, float | None]:
+    gaps = [later - earlier for earlier, later in itertools.pairwise(marks)]
+    return {
+        "ttft_s": marks[0] - request[0],
+        "tpot_s": statistics.fmean(gaps) if gaps else None,
+        "e2e_s": marks[-1] - request[0],
+    }
+
+
+def create_driver() -> Driver:
+    return Driver()

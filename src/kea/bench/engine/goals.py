@@ -1,0 +1,205 @@
+"""What the engine claims, each claim as one row of `shows`: its value in this run, its goal, whether it holds.
+
+Goals are set for the 100M shape; for another model the same rows have no goal. A row without a value was not measured,
+and says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kea.bench.base import Show
+from kea.bench.engine.base import Precision
+from kea.bench.engine.cells import GROUP_LEN, NUM_GROUPS, NUM_STRANGERS, SHARED_OWN, SHARED_PREFIX, Cell
+from kea.bench.engine.figures import (
+    PRODUCT,
+    Measured,
+    Spread,
+    ratios,
+    seconds_of,
+    share_of_bound,
+    speedup,
+    try_spread,
+    values_of,
+)
+
+GOAL_SHAPE = "100m"
+PAGE_TOKENS = 16
+_MAX_SINGLE_STREAM_HIDDEN = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """The least (or with `is_most` the most) that a value is to be."""
+
+    value: float
+    is_most: bool = False
+
+    def __str__(self) -> str:
+        return f"{'<=' if self.is_most else '>='} {self.value:g}"
+
+    def holds(self, value: float) -> bool:
+        return value <= self.value if self.is_most else value >= self.value
+
+
+def build_shows(measured: Measured) -> list[Show]:
+    """Return every row that this run can speak about; one that was not measured is there if it has a goal."""
+    rows = (_against_peers, _against_bounds, _shared, _own)
+    return [show for row in rows for show in row(measured) if show.value is not None or show.goal is not None]
+
+
+def _against_peers(measured: Measured) -> Iterator[Show]:
+    kea, others = _split(measured)
+    for ours in kea:
+        for other in others:
+            # A peer at another 16-bit or 8-bit precision is no rival of this one; fp32 peers load the same checkpoint.
+            if other.name == "llamacpp" and other.precision != ours.precision:
+                continue
+            for cell in measured.cells:
+                if cell.is_own:
+                    continue
+                name = f"{cell.name}: {ours.label} against {other.label}"
+                yield _row(
+                    measured, name, speedup(measured, ours.label, other.label, cell.name), "x", _goal(cell, ours, other)
+                )
+
+
+def _goal(cell: Cell, ours: _Label, other: _Label) -> Goal | None:
+    """Return how many times as fast Kea is to be."""
+    if cell.scenario == "prefill" and cell.context == 1024 and other.name == "openvino":
+        return Goal(1.0)
+    if cell.scenario != "decode":
+        return None
+    if other.name == "llamacpp":
+        if cell.context >= 2048 and cell.batch in (1, 8):
+            return Goal(1.3)
+        if cell.context == 128 and cell.batch == 1:
+            return Goal(1.0 if ours.precision is Precision.F32 else 1.2)
+        return Goal(1.3) if cell.context == 128 and cell.batch in (8, 16, 32) else None
+    least = {"openvino": 1.5, "vllm": 3.0, "transformers": 3.0}.get(other.name)
+    return Goal(least) if least and cell.batch >= 8 and cell.context == 128 else None
+
+
+def _against_bounds(measured: Measured) -> Iterator[Show]:
+    for ours in _split(measured)[0]:
+        for cell in measured.cells:
+            goal = None
+            if cell.scenario == "decode" and cell.context == 128:
+                goal = {1: Goal(0.9 if ours.precision is Precision.F32 else 0.8), 32: Goal(0.6)}.get(cell.batch)
+            elif cell.scenario == "prefill" and cell.context == 1024:
+                goal = Goal(0.85)
+            elif cell.scenario not in ("decode", "prefill"):
+                continue
+            share = share_of_bound(measured, ours.label, cell, ours.precision)
+            what = "bound of reading and arithmetic" if cell.scenario == "decode" else "bound of arithmetic"
+            yield _row(measured, f"{cell.name}: {ours.label}, share of the {what}", share, "of the bound", goal)
+
+
+def _shared(measured: Measured) -> Iterator[Show]:
+    """Rows on sequences under one prefix; attention is what a step takes more than the same step without the prefix."""
+    cells = [cell for cell in measured.cells if cell.operation == "shared"]
+    for ours in _split(measured)[0]:
+        for cell in cells:
+            kind, _, what = cell.name.partition(": ")
+            if kind == "shared":
+                bare = seconds_of(measured, ours.label, f"no prefix: {cell.batch}")
+                with_it = _minus(seconds_of(measured, ours.label, cell.name), bare)
+                without = _minus(seconds_of(measured, ours.label, f"unshared: {what}"), bare)
+                spread = try_spread(ratios(with_it, without))
+                name = f"{what}: {ours.label}, time of the prefix when shared over unshared"
+                yield _row(measured, name, spread, "x", Goal(0.5, is_most=True))
+                yield _row(
+                    measured,
+                    f"{what}: {ours.label}, prefix part, share of the arithmetic bound",
+                    _prefix_share(measured, cell, with_it),
+                    "of the bound",
+                    Goal(0.6),
+                )
+            if kind in ("shared", "tree"):
+                yield _kv_once(measured, ours, cell, is_tree=kind == "tree")
+
+
+def _prefix_share(measured: Measured, cell: Cell, seconds: dict[int, float]) -> Spread | None:
+    flops = measured.shape.attention_flops(cell.batch * SHARED_PREFIX)
+    bound = {
+        round_idx: flops / max(rates[PRODUCT].values())
+        for round_idx, rates in measured.rounds.bounds.get(cell.name, {}).items()
+    }
+    return try_spread(ratios(bound, {key: value for key, value in seconds.items() if value > 0}))
+
+
+def _kv_once(measured: Measured, ours: _Label, cell: Cell, *, is_tree: bool) -> Show:
+    """Compare the tokens of the pages in use with those of a prefix that is held once, pages rounded up."""
+    steps = [len(values) for values in values_of(measured, ours.label, cell.name, "step_s").values()]
+    most_steps = max(steps, default=0) + 4  # drawn before, and the first token
+    own = -(-(SHARED_OWN + most_steps) // PAGE_TOKENS) + 1
+    once = (SHARED_PREFIX + (NUM_GROUPS * GROUP_LEN if is_tree else 0)) // PAGE_TOKENS + 1 + cell.batch * own
+    if is_tree:
+        once += NUM_STRANGERS
+    held = [
+        value[0] / (once * PAGE_TOKENS) for value in values_of(measured, ours.label, cell.name, "kv_tokens").values()
+    ]
+    name = f"{cell.name}: {ours.label}, KV held over KV with the prefix once"
+    return _row(measured, name, try_spread(held), "x", Goal(1.0, is_most=True))
+
+
+def _own(measured: Measured) -> Iterator[Show]:
+    for ours in _split(measured)[0]:
+        for cell in measured.cells:
+            if cell.scenario == "overhead":
+                outside = [
+                    1000 * sorted(s - m - d for s, m, d in zip(*parts, strict=True))[len(parts[0]) // 2]
+                    for parts in _parts(measured, ours.label, cell.name)
+                ]
+                name = f"{cell.name}: {ours.label}, outside model and sampler"
+                yield _row(measured, name, try_spread(outside), "ms/step", Goal(0.5, is_most=True))
+            elif cell.scenario == "latency":
+                errors = values_of(measured, ours.label, cell.name, "median_error_ratio").values()
+                name = f"{cell.name}: {ours.label}, median error of prediction"
+                spread = try_spread([100 * value[0] for value in errors])
+                yield _row(measured, name, spread, "%", Goal(10.0, is_most=True))
+            elif cell.scenario == "cache":
+                cold, warm = (_firsts(measured, ours.label, cell.name, key) for key in ("cold_s", "warm_s"))
+                yield _row(
+                    measured, f"{cell.name}: {ours.label}, cold over warm", try_spread(ratios(cold, warm)), "x", None
+                )
+
+
+def _parts(measured: Measured, label: str, cell: str) -> Iterator[tuple[tuple[float, ...], ...]]:
+    found = [values_of(measured, label, cell, key) for key in ("step_s", "model_s", "sampler_s")]
+    for round_idx in sorted(found[0]):
+        yield tuple(one[round_idx] for one in found)
+
+
+def _firsts(measured: Measured, label: str, cell: str, key: str) -> dict[int, float]:
+    return {round_idx: values[0] for round_idx, values in values_of(measured, label, cell, key).items()}
+
+
+def _minus(left: dict[int, float], right: dict[int, float]) -> dict[int, float]:
+    return {round_idx: left[round_idx] - right[round_idx] for round_idx in left.keys() & right.keys()}
+
+
+def _row(measured: Measured, name: str, spread: Spread | None, unit: str, goal: Goal | None) -> Show:
+    wanted = goal if measured.shape.name == GOAL_SHAPE else None
+    if spread is None:
+        return Show(name, None, unit, None if wanted is None else str(wanted), None, "not measured")
+    note = f"from {spread.low:.2f} to {spread.high:.2f}" if spread.low != spread.high else ""
+    holds = None if wanted is None else wanted.holds(spread.median)
+    return Show(name, spread.median, unit, None if wanted is None else str(wanted), holds, note)
+
+
+@dataclass(frozen=True, slots=True)
+class _Label:
+    label: str
+    name: str
+    precision: Precision
+
+
+def _split(measured: Measured) -> tuple[list[_Label], list[_Label]]:
+    """Return Kea's systems and the peers of this run."""
+    labels = []
+    for label in measured.labels:
+        name, _, precision = label.partition(" ")
+        labels.append(_Label(label, name, Precision(precision)))
+    return [one for one in labels if one.name == "kea"], [one for one in labels if one.name != "kea"]

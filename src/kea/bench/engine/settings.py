@@ -1,0 +1,203 @@
+"""The options of `kea bench engine` and how their spellings become a run's settings.
+
+Owns names, help, parsing and the cut of `--quick`. Does not know how a run is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Annotated, Any
+
+import typer
+
+from kea.bench.base import Scalar
+from kea.bench.engine.base import Precision
+from kea.bench.engine.cells import SCENARIOS, Load
+from kea.bench.engine.peers import PEERS, Weights, native_precision
+from kea.bench.engine.shapes import SHAPES, read_shape
+from kea.bench.load.arrivals import poisson_offsets
+from kea.bench.load.integers import parse_integer
+from kea.bench.load.traces import read_trace
+from kea.errors import InvalidRequest, check_range
+from kea.models.shipped import require_embedded_model
+
+ALL_PEERS, ALL_SCENARIOS = ",".join(PEERS), ",".join(SCENARIOS)
+EMBEDDED = "embedded"
+NO_PEERS = "none"
+_LOAD, _RUN, _WHERE, _OUTPUT = "What is measured", "How", "Where things are", "Output"
+_MIN_LEN, _MAX_LEN = 1, 2048
+_QUICK_LIMIT_S, _QUICK_LOAD_S = 270.0, 100.0
+_QUICK_SCENARIOS = ("prefill", "decode", "cache", "overhead", "latency")
+_DEFAULT_LENS = ((64, 16), (256, 32), (512, 64))  # of arrivals without a trace, in turn
+
+
+def _option(panel: str, text: str, *names: str, metavar: str | None = None, envvar: str | None = None) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar, envvar=envvar)
+
+
+_SHAPE_NAMES = ", ".join(SHAPES)
+ModelName = Annotated[
+    str, _option(_LOAD, f"A shape of random weights ({_SHAPE_NAMES}), the directory of a Llama, or {EMBEDDED}.")
+]
+Precisions = Annotated[
+    str | None, _option(_LOAD, "Of Kea and llama.cpp: bf16, f32, int8; by default the checkpoint's.", metavar="LIST")
+]
+Peers = Annotated[str, _option(_LOAD, f"Systems to compare with: {', '.join(PEERS)}; or {NO_PEERS}.", metavar="LIST")]
+Scenarios = Annotated[str, _option(_LOAD, f"Of {', '.join(SCENARIOS)}.", metavar="LIST")]
+PromptLens = Annotated[str, _option(_LOAD, "Tokens of prompts, for prefill.", metavar="LIST")]
+Batches = Annotated[str, _option(_LOAD, "Sequences that decode together.", metavar="LIST")]
+Contexts = Annotated[str, _option(_LOAD, "Tokens of each of them.", metavar="LIST")]
+NumShared = Annotated[str, _option(_LOAD, "Sequences under one prefix of 2,048 tokens.", metavar="LIST")]
+Trace = Annotated[Path | None, _option(_LOAD, "A recorded load (Azure CSV): lengths of arrivals.", metavar="FILE")]
+LengthScale = Annotated[float, _option(_LOAD, "Multiplies the trace's lengths.")]
+Rate = Annotated[float, _option(_LOAD, "Arrivals per second, a Poisson process.")]
+NumRequests = Annotated[str, _option(_LOAD, "Arrivals in a round.")]
+
+Rounds = Annotated[int, _option(_RUN, "Each measures every cell on every system in turn.")]
+Steps = Annotated[int, _option(_RUN, "Decode steps timed per cell and round.")]
+Threads = Annotated[int | None, _option(_RUN, "Of every system; by default one per core.")]
+KvTokens = Annotated[
+    str | None, _option(_RUN, "The most KV a cell may need; larger ones are left out. By default what memory allows.")
+]
+Quick = Annotated[bool, _option(_RUN, "Fewer and smaller cells, within 5 minutes.", "--quick")]
+TimeLimit = Annotated[float | None, _option(_RUN, "Stop after this time; what was measured by then counts.")]
+Timeout = Annotated[float, _option(_RUN, "The most one system may take for one cell, or to load.")]
+Seed = Annotated[int, _option(_RUN, "The same seed gives the same prompts.")]
+
+PeersDir = Annotated[Path, _option(_WHERE, "The environments that `make peers` makes.", envvar="KEA_PEERS_DIR")]
+CacheDir = Annotated[
+    Path | None, _option(_WHERE, "Weights made for a run; by default ~/.cache/kea/bench.", envvar="KEA_BENCH_CACHE")
+]
+JsonFile = Annotated[Path | None, _option(_OUTPUT, "Write the report.", "--json", metavar="FILE")]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """One run. `limit_s` bounds it whole, `load_s` the loading of one system, `timeout_s` one cell of one system."""
+
+    weights: Weights
+    precisions: tuple[Precision, ...]
+    peers: tuple[str, ...]
+    peers_dir: Path
+    load: Load
+    num_rounds: int
+    num_threads: int
+    kv_tokens: int | None
+    timeout_s: float
+    load_s: float
+    limit_s: float | None
+
+    def describe(self) -> dict[str, Scalar]:
+        """Return what shaped the load, for the report."""
+        load = self.load
+        return {
+            "scenarios": ",".join(load.scenarios),
+            "precisions": ",".join(self.precisions),
+            "prompt_lens": _spell(load.prompt_lens),
+            "batches": _spell(load.batches),
+            "contexts": _spell(load.contexts),
+            "num_shared": _spell(load.num_shared),
+            "num_requests": len(load.requests),
+            "num_steps": load.num_steps,
+            "num_rounds": self.num_rounds,
+            "num_threads": self.num_threads,
+            "kv_tokens": self.kv_tokens,
+            "seed": load.seed,
+            "limit_s": self.limit_s,
+        }
+
+
+def _spell(values: Sequence[int]) -> str:
+    return ",".join(map(str, values))
+
+
+def read_weights(model: str, cache: Path | None) -> Weights:
+    """Return what to measure: a shape made on the spot, the embedded model, or the Llama in a directory."""
+    cache = cache or Path.home() / ".cache" / "kea" / "bench"
+    if model in SHAPES:
+        return Weights(SHAPES[model], cache)
+    path = require_embedded_model() if model == EMBEDDED else Path(model)
+    return Weights(read_shape(path), cache, path)
+
+
+def read_precisions(text: str | None, weights: Weights) -> tuple[Precision, ...]:
+    """Return the precisions asked for; those of a given checkpoint are its own and int8."""
+    own = Precision.BF16 if weights.given is None else native_precision(weights.given)
+    names = [own.value] if text is None else _names(text, "precisions", [one.value for one in Precision])
+    precisions = tuple(Precision(name) for name in names)
+    for precision in precisions:
+        if weights.given is not None and precision not in (own, Precision.INT8):
+            raise InvalidRequest(
+                f"precisions names {precision}; the checkpoint is {own}, and can be measured as {own} or int8.",
+                param="precisions",
+            )
+    return precisions
+
+
+def read_peers(text: str) -> tuple[str, ...]:
+    return () if text == NO_PEERS else tuple(_names(text, "peers", list(PEERS)))
+
+
+def read_scenarios(text: str) -> tuple[str, ...]:
+    return tuple(_names(text, "scenarios", SCENARIOS))
+
+
+def read_sizes(text: str, param: str) -> tuple[int, ...]:
+    """Read numbers above 0 between commas, each once."""
+    sizes = dict.fromkeys(parse_integer(part, param) for part in text.split(","))
+    for size in sizes:
+        check_range(param, size, 1)
+    return tuple(sizes)
+
+
+def _names(text: str, param: str, known: Sequence[str]) -> list[str]:
+    names = list(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in names:
+        if name not in known:
+            raise InvalidRequest(f"{param} names {name!r}; allowed: {', '.join(known)}.", param=param)
+    return names
+
+
+def plan_requests(
+    trace: Path | None, length_scale: float, rate: float, count: int, seed: int
+) -> tuple[tuple[float, int, int], ...]:
+    """Return arrivals at a Poisson process's times, with a trace's lengths scaled and cut to 1 to 2,048 tokens, or
+    without one with three lengths in turn.
+    """
+    check_range("num-requests", count, 1)
+    check_range("trace-length-scale", length_scale, 1e-6)
+    offsets = poisson_offsets(rate, count, Random(seed))
+    if trace is None:
+        lengths = [_DEFAULT_LENS[index % len(_DEFAULT_LENS)] for index in range(count)]
+    else:
+        entries = read_trace(trace, count)
+        lengths = [(_scaled(one.input_len, length_scale), _scaled(one.output_len, length_scale)) for one in entries]
+    return tuple((offset, *lengths[index]) for index, offset in enumerate(offsets[: len(lengths)]))
+
+
+def _scaled(length: int, scale: float) -> int:
+    return min(_MAX_LEN, max(_MIN_LEN, round(length * scale)))
+
+
+def make_quick(settings: EngineSettings) -> EngineSettings:
+    """Return the same run cut down so that it ends within five minutes, also with peers that load slowly."""
+    load = settings.load
+    small = replace(
+        load,
+        scenarios=tuple(name for name in load.scenarios if name in _QUICK_SCENARIOS) or load.scenarios,
+        prompt_lens=tuple(size for size in load.prompt_lens if size <= 1024) or (128,),
+        batches=tuple(size for size in load.batches if size in (1, 8, 32)) or load.batches[:1],
+        contexts=load.contexts[:1],
+        num_steps=min(load.num_steps, 8),
+    )
+    return replace(
+        settings,
+        load=small,
+        num_rounds=min(settings.num_rounds, 2),
+        timeout_s=min(settings.timeout_s, 60.0),
+        load_s=min(settings.load_s, _QUICK_LOAD_S),
+        limit_s=min(settings.limit_s or _QUICK_LIMIT_S, _QUICK_LIMIT_S),
+    )
