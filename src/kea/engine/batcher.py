@@ -3,8 +3,9 @@
 Continuous batching with chunked prefill: every running context gets the tokens it lacks, decoding contexts (one token)
 first, then prefill chunks, until the step's token budget is spent. Within a priority a chunk takes half of what is left
 (what remains in the end goes to the first ones), so that a long prompt does not hold up the short ones behind it. A
-context enters the batch when the pages of all its tokens can be had. When a running context cannot get a page, contexts
-that rest give theirs back, then the last-ranked running context is preempted: its full pages stay in the prefix tree,
+context enters the batch when the pages of all its tokens can be had, and the batch with it is expected to find those of
+its outputs, too (`kea.engine.forecast`). When a running context cannot get a page, contexts that rest give theirs back,
+then the last-ranked running context is preempted: its full pages stay in the prefix tree,
 and it computes again what was lost.
 """
 
@@ -16,6 +17,7 @@ from dataclasses import replace
 
 from kea.engine.config import StepLimits
 from kea.engine.draft import Draft, StepWork, WorkItem, shape_of
+from kea.engine.forecast import Demand, OutputLengths, peak_pages
 from kea.engine.latency import LatencyModel
 from kea.engine.queue import WaitingQueue
 from kea.engine.speculation import GuessBudget
@@ -38,6 +40,7 @@ class Batcher:
         self._running: list[ContextState] = []  # by rank
         self._resting: dict[int, ContextState] = {}  # idle or waiting, but holding pages; oldest first
         self._copies: list[PageCopy] = []
+        self.lengths = OutputLengths()
         self.num_preemptions = 0
 
     @property
@@ -211,7 +214,21 @@ class Batcher:
         if len(self._running) >= self._limits.max_num_seqs:
             return False
         num_needed = -(-len(context.tokens) // self._limits.page_tokens) - len(context.pages.pages)
-        return num_needed <= self._memory.num_available
+        return num_needed <= self._memory.num_available and (not self._running or self._can_grow(context))
+
+    def _can_grow(self, context: ContextState) -> bool:
+        """Whether the batch with this context in it is expected to find all the pages that it will need."""
+        demands = [self._demand(other) for other in (*self._running, context)]
+        num_resting = sum(self._memory.num_own(other.pages) for other in self._resting.values() if other is not context)
+        return peak_pages(demands, self._limits.page_tokens) <= self._memory.num_available + num_resting
+
+    def _demand(self, context: ContextState) -> Demand:
+        tracker = context.generation.tracker if context.generation is not None else None
+        num_left = 0
+        if tracker is not None:
+            num_left = self.lengths.expect_left(tracker.num_tokens, tracker.num_left, context.arrival)
+        pages = context.pages
+        return Demand(len(context.tokens), num_left, len(pages.pages), self._memory.num_own(pages))
 
     # Making room
 

@@ -263,6 +263,7 @@ class EngineCore:
         self._counters.num_accepted_tokens += is_hit
         if chunk.finish is not None:
             self._counters.finished(chunk.finish.reason.value)
+            self._batcher.lengths.note(generation.tracker.num_tokens)
             self._contexts.end_generation(context)
             return False
         if is_hit:  # only now: an output that ended keeps what it would have kept without guesses

@@ -40,6 +40,10 @@ class KVMemory:
         """How many pages can be had at this moment: the free ones and the cached ones."""
         return self._tables.num_available
 
+    def num_own(self, ctx: ContextPages) -> int:
+        """How many pages could be had if the context gave back all of its own: those that no other context uses."""
+        return self._tables.num_own(ctx)
+
     def open(self, salt: Salt = "") -> ContextPages:
         """Make an empty context; it shares pages with contexts of the same salt only."""
         ctx = ContextPages(salt, self._tables.tree.pin_root(salt))

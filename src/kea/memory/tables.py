@@ -29,6 +29,10 @@ class PageTables:
     def num_available(self) -> int:
         return self.pool.num_in(PageState.FREE) + self.pool.num_in(PageState.CACHED)
 
+    def num_own(self, ctx: ContextPages) -> int:
+        """Return how many of the context's pages only it refers to."""
+        return sum(page != NO_PAGE and self.pool.num_refs(page) == 1 for page in ctx.pages)
+
     def is_attached(self, ctx: ContextPages) -> bool:
         """Say whether all full pages are on the context's path in the tree, so that its next page can be looked up."""
         return ctx.node.depth == ctx.num_computed // self._page_tokens
