@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 import time
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kea.errors import CallFailed, Cancelled, DeadlineExceeded, InvalidRequest, NotFound
+from kea.errors import CallFailed, Cancelled, DeadlineExceeded, InvalidRequest, LimitExceeded, NotFound
 from kea.program.call import AnyCall, VariableRef
 from tests.fakes.engine import FakeEngine
 from tests.service.programs import call, fails, native, program, service, settle
@@ -117,7 +118,37 @@ async def test_a_slow_function_times_out_and_blocks_nobody() -> None:
         await settle(some)
 
 
-async def test_functions_that_never_return_hold_their_places_alone() -> None:
+def nap() -> str:
+    time.sleep(0.12)
+    return "done"
+
+
+async def test_the_time_of_a_function_begins_when_it_does() -> None:
+    config = {"native_timeout_s": 0.5, "native_threads": 1}
+    async with service(FakeEngine(), functions={"nap": nap}, config=config) as some:
+        session = some.create_session()
+        some.submit(session, program(*(native(f"n{idx}", "nap", {}, f"v{idx}") for idx in range(8))))
+        assert [await some.get(session, f"v{idx}") for idx in range(8)] == ["done"] * 8
+
+
+async def test_too_many_functions_that_never_return_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kea.service.native.MAX_LEFT_ALONE", 3)
+    release = threading.Event()
+    config = {"native_timeout_s": 0.01, "native_threads": 2}
+    functions = {"slow": lambda: str(release.wait(20)), "quick": lambda: "quick"}
+    async with service(FakeEngine(), functions=functions, config=config) as some:
+        session = some.create_session()
+        some.submit(session, program(*(native(f"n{idx}", "slow", {}, f"v{idx}") for idx in range(6))))
+        causes = [(await fails(some, session, f"v{idx}")).__cause__ for idx in range(6)]
+        assert [type(cause) for cause in causes] == [DeadlineExceeded] * 4 + [LimitExceeded] * 2
+        release.set()
+        await asyncio.sleep(0.1)
+        some.submit(session, program(native("m", "quick", {}, "quick")))
+        assert await some.get(session, "quick") == "quick"
+        await settle(some)
+
+
+async def test_functions_that_never_return_leave_their_places_to_others() -> None:
     release = threading.Event()
 
     def slow() -> str:
@@ -130,6 +161,6 @@ async def test_functions_that_never_return_hold_their_places_alone() -> None:
         some.submit(session, program(*(native(f"n{idx}", "slow", {}, f"v{idx}") for idx in range(3))))
         for idx in range(3):
             assert isinstance((await fails(some, session, f"v{idx}")).__cause__, DeadlineExceeded)
-        release.set()
         some.submit(session, program(native("m", "split", {"text": "ab"}, "head", "tail")))
         assert await some.get(session, "tail", deadline_s=10) == "b"
+        release.set()

@@ -1,9 +1,10 @@
 """Functions that the operator registered: Python callables by name, run on threads. Knows no engine.
 
 A function receives the call's inputs as keyword arguments (texts of variables as strings) and returns a string, or for
-several outputs a mapping from their names to strings. A thread cannot be stopped: at a timeout the call fails and the
-function runs on until it returns, in one of the places that bound how many run at once. Threads are daemons, so that a
-function that never returns does not keep the process from ending.
+several outputs a mapping from their names to strings. Its time counts from its start, not from its place in the queue.
+A thread cannot be stopped: at a timeout, or when its call is cancelled, a function is left alone and its place goes to
+the next; where `MAX_LEFT_ALONE` of them still run, further calls are refused. Threads are daemons, so that a function
+that never returns does not keep the process from ending.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from kea.errors import CallFailed, DeadlineExceeded, KeaError, NotFound
+from kea.errors import CallFailed, DeadlineExceeded, KeaError, LimitExceeded, NotFound
 from kea.program.call import NativeCallSpec, VariableRef
 from kea.program.fields import check_unicode
 from kea.service.session import Session
 
 logger = logging.getLogger(__name__)
+
+MAX_LEFT_ALONE = 64
 
 NativeFunction = Callable[..., str | Mapping[str, str]]
 
@@ -31,6 +34,7 @@ class NativeRunner:
     def __init__(self, functions: Mapping[str, NativeFunction], num_threads: int, timeout_s: float) -> None:
         self._functions = functions
         self._places = asyncio.Semaphore(num_threads)
+        self._num_left_alone = 0
         self._timeout_s = timeout_s
 
     def check(self, call: NativeCallSpec) -> None:
@@ -45,12 +49,15 @@ class NativeRunner:
         """Run the function and set the call's outputs."""
         arguments = {item.name: _value(item.value, session) for item in call.inputs}
         work = partial(self._functions[call.function], **arguments)
-        try:
-            result = await asyncio.wait_for(self._call(work), self._timeout_s)
-        except TimeoutError:
-            raise DeadlineExceeded(
-                f"the native function {call.function!r} did not return within {self._timeout_s:g} s."
-            ) from None
+        async with self._places:
+            self._check_left_alone()
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    result = await self._call(work)
+            except TimeoutError:
+                raise DeadlineExceeded(
+                    f"the native function {call.function!r} did not return within {self._timeout_s:g} s."
+                ) from None
         if isinstance(result, KeaError):
             raise result
         if isinstance(result, BaseException):
@@ -59,14 +66,25 @@ class NativeRunner:
             raise CallFailed(message) from result
         _set_outputs(call, result, session)
 
+    def _check_left_alone(self) -> None:
+        if self._num_left_alone >= MAX_LEFT_ALONE:
+            raise LimitExceeded(
+                f"{self._num_left_alone} native functions still run though their time is over or their calls were "
+                f"cancelled; at most {MAX_LEFT_ALONE} may.",
+                hint="Try again later.",
+            )
+
     async def _call(self, work: Callable[[], object]) -> object:
         """Return what `work` returns or raises, from a thread of its own."""
-        await self._places.acquire()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[object] = loop.create_future()
         thread = threading.Thread(target=self._main, args=(work, loop, future), name="kea-native", daemon=True)
         thread.start()
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._num_left_alone += 1
+            raise
 
     def _main(
         self, work: Callable[[], object], loop: asyncio.AbstractEventLoop, future: asyncio.Future[object]
@@ -82,8 +100,9 @@ class NativeRunner:
             logger.warning("a native function returned after its service had ended")
 
     def _finish(self, future: asyncio.Future[object], result: object) -> None:
-        self._places.release()
-        if not future.done():
+        if future.cancelled():
+            self._num_left_alone -= 1
+        else:
             future.set_result(result)
 
 
