@@ -1,18 +1,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 
 import pytest
 
 from kea.errors import (
     EngineFault,
+    InvalidRequest,
     LimitExceeded,
     NotFound,
     PermissionDenied,
 )
 from kea.program.status import CallState
-from kea.service import check_secret
+from kea.service import ServiceConfig, check_secret
 from tests.fakes.engine import FakeEngine, scripted
 from tests.service.programs import call, program, service, settle, shout
 
@@ -86,6 +88,44 @@ async def test_idle_sessions_expire() -> None:
         now[0] = 21.0
         assert some.expire_idle() == 2
         assert some.snapshot().num_sessions == 0
+
+
+async def test_a_session_whose_calls_wait_for_a_client_that_went_away_expires() -> None:
+    now = [0.0]
+    async with service(FakeEngine(), config={"idle_s": 10.0}, clock=lambda: now[0]) as some:
+        left = some.create_session()
+        some.submit(left, program(call("a", "a{{x}}{{y}}", y={}), call("b", "{{y}}{{z}}", z={}), x=None))
+        reader = asyncio.create_task(some.get(left, "z"))
+        await settle(some)
+        now[0] = 11.0
+        assert some.expire_idle() == 0, "somebody reads"
+        reader.cancel()
+        await settle(some)
+        now[0] = 21.0
+        assert some.expire_idle() == 1
+        assert some.snapshot().num_pending == 0
+
+
+@pytest.mark.parametrize("field", ["calls_per_engine", "native_threads", "max_attempts"])
+def test_a_setting_of_nothing_is_refused(field: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"{field} is 0; it must be at least 1"):
+        ServiceConfig(**{field: 0})
+
+
+async def test_cancelling_calls_one_by_one_is_cheap() -> None:
+    """Quadratic time would be a minute; the bound is far above what is measured (under 1 s)."""
+    engine = FakeEngine()
+    async with service(engine) as some:
+        session = some.create_session()
+        engine.hold()
+        calls = [call(f"c{idx}", f"{{{{v}}}}{{{{w{idx}}}}}", **{f"w{idx}": {}}) for idx in range(20_000)]
+        some.submit(session, program(*calls, v="x"))
+        started = time.perf_counter()
+        for idx in range(20_000):
+            assert some.cancel(session, [f"c{idx}"]) == [f"c{idx}"]
+        assert time.perf_counter() - started < 10
+        engine.release()
+        await settle(some)
 
 
 async def test_the_timeline_tells_of_every_call() -> None:

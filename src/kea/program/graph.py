@@ -5,7 +5,7 @@ Calls are added in batches, whole or not at all: names must be known, a variable
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from kea.errors import Conflict, TemplateError
@@ -76,9 +76,9 @@ class ProgramGraph:
             if producer is not None:
                 yield producer
 
-    def in_order(self) -> list[str]:
-        """Return all calls, each behind those whose variables it reads."""
-        return self._order.sorted()
+    def in_order(self, call_ids: Iterable[str] | None = None) -> list[str]:
+        """Return these calls (all when None), each behind those whose variables it reads."""
+        return self._order.sorted(call_ids)
 
     def _declare(self, variable_ids: Sequence[str]) -> None:
         taken = next((variable_id for variable_id in variable_ids if variable_id in self), None)

@@ -44,9 +44,9 @@ class TopologicalOrder:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def sorted(self) -> list[str]:
-        """Return all nodes, each behind its predecessors."""
-        return sorted(self._keys, key=self._keys.__getitem__)
+    def sorted(self, nodes: Iterable[str] | None = None) -> list[str]:
+        """Return these nodes (all when None), each behind its predecessors."""
+        return sorted(self._keys if nodes is None else nodes, key=self._keys.__getitem__)
 
     def insert(self, node: str, predecessors: Iterable[str], successors: Iterable[str]) -> None:
         """Add a node between neighbours that are in the order. Raises `CycleFound`, and then changes nothing."""

@@ -48,7 +48,7 @@ class SemanticVariable:
         self._num_read = 0
         self._expected = ""
         self._checked_len = 0
-        self._watchers: list[Watcher] = []
+        self._watchers: dict[Watcher, None] = {}
 
     @property
     def is_done(self) -> bool:
@@ -109,10 +109,10 @@ class SemanticVariable:
         return self._pieces[idx:]
 
     def watch(self, watcher: Watcher) -> None:
-        self._watchers.append(watcher)
+        self._watchers[watcher] = None
 
     def unwatch(self, watcher: Watcher) -> None:
-        self._watchers.remove(watcher)
+        del self._watchers[watcher]
 
     def _verify(self, text: str) -> str:
         """Compare with what was streamed before; return the part of `text` that is new."""

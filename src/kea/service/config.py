@@ -11,9 +11,9 @@ from kea.errors import check_range
 class ServiceConfig:
     """Limits and times of a service.
 
-    A pending call is one that has not ended. A session without requests, readers and pending calls for `idle_s` seconds
-    is closed. A call whose engine died runs again, at most `max_attempts` times in all, the first time after
-    `retry_delay_s` and then after twice as long each time; that engine is the last choice for `doubt_s`.
+    A pending call is one that has not ended. A session in which nothing ran, nobody read and nothing was asked for
+    `idle_s` seconds is closed. A call whose engine died runs again, at most `max_attempts` times in all, the first
+    time after `retry_delay_s` and then after twice as long each time; that engine is the last choice for `doubt_s`.
     `calls_per_engine` bounds the calls handed to one engine at once (None: twice its sequences); others wait here.
     """
 
@@ -38,6 +38,7 @@ class ServiceConfig:
         check_range("max_attempts", self.max_attempts, 1)
         check_range("retry_delay_s", self.retry_delay_s, 0.0)
         check_range("doubt_s", self.doubt_s, 0.0)
-        check_range("calls_per_engine", self.calls_per_engine or 1, 1)
+        if self.calls_per_engine is not None:
+            check_range("calls_per_engine", self.calls_per_engine, 1)
         check_range("native_timeout_s", self.native_timeout_s, 0.0)
         check_range("native_threads", self.native_threads, 1)

@@ -89,6 +89,7 @@ class Session:
         self.variables: dict[str, SemanticVariable] = {}
         self.records: dict[str, CallRecord] = {}
         self.num_pending = 0
+        self.num_started = 0
         self.num_readers = 0
         self.began_s = host.clock()
         self.last_used_s = self.began_s
@@ -164,11 +165,9 @@ class Session:
         if unknown is not None:
             raise NotFound(f"the session has no call {unknown[:80]!r}.", param="call_ids")
         cancelled = [call_id for call_id in dict.fromkeys(ids) if not self.records[call_id].has_ended]
-        wanted = set(cancelled)
-        for call_id in reversed(self.graph.in_order()):  # consumers first, so that they are cancelled, not failed
-            if call_id in wanted:
-                record = self.records[call_id]
-                self.fail_call(record, Cancelled(f"call {record.spec.name!r} was cancelled."))
+        for call_id in reversed(self.graph.in_order(cancelled)):  # consumers first: they are cancelled, not failed
+            record = self.records[call_id]
+            self.fail_call(record, Cancelled(f"call {record.spec.name!r} was cancelled."))
         return cancelled
 
     def close(self, error: KeaError | None = None) -> None:
@@ -200,13 +199,18 @@ class Session:
         self.last_used_s = self._clock()
 
     def is_idle(self, idle_s: float) -> bool:
-        """Tell whether nothing ran, read or asked for `idle_s` seconds."""
-        return not self.num_pending and not self.num_readers and self._clock() - self.last_used_s >= idle_s
+        """Tell whether nothing ran, read or asked for `idle_s` seconds.
+
+        Calls that are blocked while nothing runs wait for a variable that only the client can set.
+        """
+        return not self.num_started and not self.num_readers and self._clock() - self.last_used_s >= idle_s
 
     def check(self) -> None:
         """Assert that the books agree: pending calls, missing inputs, states of outputs."""
         pending = [record for record in self.records.values() if not record.has_ended]
         assert self.num_pending == len(pending), "pending calls are miscounted"
+        blocked = [record for record in pending if record.state is CallState.BLOCKED]
+        assert self.num_started == len(pending) - len(blocked), "started calls are miscounted"
         for record in self.records.values():
             outputs = [self.variables[variable_id] for variable_id in record.spec.writes]
             if record.has_ended:
@@ -264,7 +268,7 @@ class Session:
             return
         record.num_missing = sum(not variable.is_done for variable in inputs)
         if not record.num_missing:
-            self._dispatch.start(record, self)
+            self._start(record)
 
     def _on_ready(self, variable: SemanticVariable) -> None:
         for call_id in self.graph.consumers_of(variable.id):
@@ -272,7 +276,11 @@ class Session:
             if record.state is CallState.BLOCKED:
                 record.num_missing -= 1
                 if not record.num_missing:
-                    self._dispatch.start(record, self)
+                    self._start(record)
+
+    def _start(self, record: CallRecord) -> None:
+        self.num_started += 1
+        self._dispatch.start(record, self)
 
     def _stop(self, record: CallRecord, state: CallState, error: KeaError) -> None:
         was_started = record.state is not CallState.BLOCKED
@@ -282,6 +290,7 @@ class Session:
             self._dispatch.stop(record)
 
     def _end(self, record: CallRecord, state: CallState) -> None:
+        self.num_started -= record.state is not CallState.BLOCKED
         record.move(state, self._clock())
         self.num_pending -= 1
         self.tenant.num_pending -= 1
