@@ -6,6 +6,8 @@ content.
 from __future__ import annotations
 
 import logging
+import re
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -30,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 STATE_KEY = "kea.state"
 REQUEST_ID_KEY = "kea.request_id"
+IGNORED_HEADER = b"x-kea-ignored-fields"
+FIELD_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+MAX_IGNORED = 16
 
 
 class Access(Enum):
@@ -94,11 +99,11 @@ class EndpointApp:
         self._endpoint = endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        gate = SendGate(send)
+        gate, began_s = SendGate(send), time.monotonic()
         try:
             await self._serve(scope, receive, gate)
         except ClientDisconnect:
-            logger.debug("the client of request %s is gone", scope.get(REQUEST_ID_KEY))
+            gate.ending = "its client left"
         except Exception as error:
             if gate.is_started:
                 raise
@@ -106,8 +111,15 @@ class EndpointApp:
             if kea_error is not error:
                 logger.exception("request %s failed", scope.get(REQUEST_ID_KEY))
             await error_response(kea_error, self._endpoint.dialect)(scope, receive, gate)
+        finally:
+            self._log(scope, gate, time.monotonic() - began_s)
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def _log(self, scope: Scope, gate: SendGate, seconds: float) -> None:
+        """Tell how a request ended: the path by its pattern, so that nothing of the caller's stands in the log."""
+        method, path = self._endpoint.method, self._endpoint.path
+        logger.info("%s %s: %s in %.3f s, request %s", method, path, gate.ending, seconds, scope.get(REQUEST_ID_KEY))
+
+    async def _serve(self, scope: Scope, receive: Receive, send: SendGate) -> None:
         state: AppState = scope[STATE_KEY]
         if self._endpoint.access is not Access.OPEN:
             state.lifecycle.check_open()
@@ -118,6 +130,7 @@ class EndpointApp:
                 if self._endpoint.waits:
                     lifeline.watch(receive)
                 call = Call(state, scope, tenant, scope[REQUEST_ID_KEY], self._parse(scope, raw))
+                self._tell_ignored(call, send)
                 scope[LIFELINE_KEY] = lifeline
                 response = await self._endpoint.handler(call)
                 await response(scope, receive, send)
@@ -126,6 +139,14 @@ class EndpointApp:
         if self._endpoint.access is Access.KEY:
             return state.auth.tenant_of_header(header_of(scope, "authorization"))
         return OPEN_TENANT
+
+    def _tell_ignored(self, call: Call, send: SendGate) -> None:
+        """Name in a header, and in the log, the fields that mean nothing here; Parrot's client sends some always."""
+        ignored = () if self._endpoint.dialect is Dialect.PARROT else call.body.unknown_fields()
+        if ignored:
+            names = ", ".join(name if FIELD_NAME.fullmatch(name) else "?" for name in ignored[:MAX_IGNORED])
+            send.headers.append((IGNORED_HEADER, names.encode()))
+            logger.info("%s ignores the fields %s of request %s", self._endpoint.path, names, call.request_id)
 
     def _parse(self, scope: Scope, raw: bytes) -> Body:
         if self._endpoint.body is None:
@@ -137,14 +158,19 @@ class EndpointApp:
 
 
 class SendGate:
-    """Passes messages on and remembers whether the answer has begun."""
+    """Passes messages on, adds `headers` to the answer, and remembers whether it has begun and how it ended."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self.is_started = False
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.ending = "no answer"
 
     async def __call__(self, message: Message) -> None:
         self.is_started = True
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], *self.headers]
+            self.ending = str(message["status"])
         await self._send(message)
 
 

@@ -311,14 +311,26 @@ def test_wrong_fields_are_refused_by_name(live: Live, change: dict[str, Any], pa
         {"suffix": ""},
         {"service_tier": "auto"},
         {"user": "me"},
-        {"something_unknown": {"a": [1]}},
         {"temperature": None, "max_tokens": None, "stop": None, "logprobs": None, "n": None, "stream": None},
     ],
 )
-async def test_neutral_and_unknown_fields_are_accepted(extra: dict[str, Any]) -> None:
+async def test_neutral_fields_are_accepted(extra: dict[str, Any]) -> None:
     async with serving() as running:
         response = await running.http.post("/v1/completions", json={"model": "fake", "prompt": "x", **extra})
         assert response.status_code == 200, response.text
+        assert "x-kea-ignored-fields" not in response.headers
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_unknown_fields_are_accepted_and_named(stream: bool, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "kea.server")
+    body = {"prompt": "x", "stream": stream, "temprature": 0.1, "a\r\nb": {"c": [1]}, "user": "me"}
+    async with serving() as running:
+        response = await running.http.post("/v1/completions", json=body)
+        assert response.status_code == 200, response.text
+        assert response.headers["x-kea-ignored-fields"] == "temprature, ?"
+        assert "/v1/completions ignores the fields temprature, ? of request" in caplog.text
+        assert "POST /v1/completions: 200 in " in caplog.text
 
 
 async def test_models_are_served_under_their_names_only() -> None:

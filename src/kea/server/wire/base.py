@@ -17,8 +17,8 @@ UNION_MEMBERS = frozenset({"str", "int", "float", "bool", "dict", "nullable"})
 
 
 class Body(BaseModel):
-    """A request's body. Unknown fields are accepted, as OpenAI-compatible servers do, but never known ones in silence:
-    a field in `refused` raises `Unsupported` unless its value is one of the neutral ones listed there."""
+    """A request's body. Unknown fields are accepted, as OpenAI-compatible servers do, and named in the answer; a known
+    one is never passed over: a field in `refused` raises `Unsupported` unless its value is neutral, as listed there."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
     refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
@@ -29,6 +29,10 @@ class Body(BaseModel):
             if name in self.refused and value is not None and value not in self.refused[name]:
                 raise unsupported(name, value, self.refused[name])
         return self
+
+    def unknown_fields(self) -> tuple[str, ...]:
+        """Return the names of the fields that mean nothing here."""
+        return tuple(name for name in self.model_extra or () if name not in self.refused)
 
 
 class Reply(BaseModel):
