@@ -10,7 +10,7 @@ from typing import Literal
 
 from starlette.types import ASGIApp
 
-from kea.errors import InvalidRequest, LimitExceeded
+from kea.errors import InvalidRequest
 from kea.server.endpoint import Call
 from kea.server.generation import PromptJob
 from kea.server.openai.logprobs import LegacyWriter, prompt_logprobs
@@ -60,10 +60,8 @@ async def _encode_prompts(call: Call, body: CompletionBody, num_choices: int) ->
     if not prompts:
         raise InvalidRequest("prompt is an empty list; at least one prompt is needed.", param="prompt")
     if len(prompts) * num_choices > max_prompts:
-        raise LimitExceeded(
-            f"prompt times n is {len(prompts) * num_choices}; at most {max_prompts} are accepted here.",
-            param="prompt",
-            retryable=False,
+        raise InvalidRequest(
+            f"prompt times n is {len(prompts) * num_choices}; at most {max_prompts} are accepted here.", param="prompt"
         )
     encoded = []
     for prompt in prompts:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from kea.engine.base import ContextSpec
-from kea.errors import InvalidRequest, LimitExceeded
+from kea.errors import InvalidRequest
 from kea.server.endpoint import Call
 from kea.server.generation import PromptJob
 from kea.server.wire.sampling import SEED_MODULUS, SamplingFields
@@ -39,14 +39,11 @@ def check_fields(call: Call, fields: SamplingFields, wanted: Wanted) -> None:
     limits, info = call.state.config.limits, call.state.model.engine.info
     model = call.state.model
     if wanted.num_choices > limits.max_choices:
-        raise LimitExceeded(
-            f"n is {wanted.num_choices}; at most {limits.max_choices} are accepted here.", param="n", retryable=False
-        )
+        raise InvalidRequest(f"n is {wanted.num_choices}; at most {limits.max_choices} are accepted here.", param="n")
     if len(fields.stop_strings()) > limits.max_stop_strings:
-        raise LimitExceeded(
+        raise InvalidRequest(
             f"stop has {len(fields.stop_strings())} strings; at most {limits.max_stop_strings} are accepted here.",
             param="stop",
-            retryable=False,
         )
     model.check_ids(fields.stop_token_ids or (), "stop_token_ids")
     model.check_ids([int(token_id) for token_id in fields.logit_bias or ()], "logit_bias")
