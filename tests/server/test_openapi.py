@@ -65,6 +65,14 @@ def test_every_operation_says_what_it_answers() -> None:
             assert named == {part[1:-1] for part in path.split("/") if part.startswith("{")}
 
 
+def test_a_body_is_required_where_it_has_a_required_field() -> None:
+    def is_needed(path: str) -> bool:
+        return bool(DOCUMENT["paths"][path]["post"]["requestBody"]["required"])
+
+    assert is_needed("/v1/completions")
+    assert not is_needed("/v1/sessions")
+
+
 def test_routes_that_are_off_are_not_in_it() -> None:
     config = ServerConfig(parrot_routes=False)
     paths = create_document(choose_endpoints(config, with_programs=True), "0")["paths"]

@@ -78,7 +78,8 @@ def _operation(endpoint: Endpoint, names: Mapping[Any, str]) -> dict[str, Any]:
     }
     if endpoint.body is not None:
         schema = {"$ref": REF.format(model=names[endpoint.body, "validation"])}
-        operation["requestBody"] = {"required": True, "content": {JSON_TYPE: {"schema": schema}}}
+        needed = any(field.is_required() for field in endpoint.body.model_fields.values())
+        operation["requestBody"] = {"required": needed, "content": {JSON_TYPE: {"schema": schema}}}
     return operation
 
 

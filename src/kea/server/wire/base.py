@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 from starlette.responses import Response
 
 from kea.errors import InvalidRequest, Unsupported
@@ -14,6 +14,14 @@ from kea.errors import InvalidRequest, Unsupported
 MAX_QUOTED_LEN = 80
 JSON_TYPE = "application/json"
 UNION_MEMBERS = frozenset({"str", "int", "float", "bool", "dict", "nullable"})
+
+
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Integer = Annotated[int, BeforeValidator(_whole)]
+"""A whole number, also one that is written 16.0: JSON makes no difference, and some clients know floats only."""
 
 
 class Body(BaseModel):

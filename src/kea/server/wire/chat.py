@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from kea.server.wire.base import Body
+from kea.server.wire.base import Body, Integer
 from kea.server.wire.completions import StreamOptions
 from kea.server.wire.sampling import UNSUPPORTED_SAMPLING, SamplingFields, Tokens
 
@@ -109,12 +109,12 @@ class ChatBody(SamplingFields):
     messages: list[ChatMessage] = Field(min_length=1)
     max_tokens: Tokens | None = Field(default=None, ge=1)
     max_completion_tokens: Tokens | None = Field(default=None, ge=1)
-    n: int | None = Field(default=None, ge=1, le=1024)
+    n: Integer | None = Field(default=None, ge=1, le=1024)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    prompt_logprobs: int | None = Field(default=None, ge=0, le=20)
+    top_logprobs: Integer | None = Field(default=None, ge=0, le=20)
+    prompt_logprobs: Integer | None = Field(default=None, ge=0, le=20)
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
     parallel_tool_calls: bool | None = None

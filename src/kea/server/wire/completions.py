@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from kea.server.wire.base import Body, Reply
+from kea.server.wire.base import Body, Integer, Reply
 from kea.server.wire.sampling import UNSUPPORTED_SAMPLING, SamplingFields, TokenId, Tokens
 from kea.server.wire.usage import UsageReply
 
@@ -42,12 +42,12 @@ class CompletionBody(SamplingFields):
     model: str | None = None
     prompt: Prompt
     max_tokens: Tokens | None = 16
-    n: int | None = Field(default=None, ge=1, le=1024)
+    n: Integer | None = Field(default=None, ge=1, le=1024)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     echo: bool | None = None
-    logprobs: int | None = Field(default=None, ge=0, le=20)
-    prompt_logprobs: int | None = Field(default=None, ge=0, le=20)
+    logprobs: Integer | None = Field(default=None, ge=0, le=20)
+    prompt_logprobs: Integer | None = Field(default=None, ge=0, le=20)
     add_special_tokens: bool | None = None
     user: str | None = Field(default=None, description="Accepted, without effect.")
 

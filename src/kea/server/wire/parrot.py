@@ -7,9 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from kea.server.wire.base import Body, Reply
+from kea.server.wire.base import Body, Integer, Reply
 
-SessionId = Annotated[int, Field(ge=0, lt=2**53)]
+SessionId = Annotated[Integer, Field(ge=0, lt=2**53)]
 
 
 class OpenSessionBody(Body):
@@ -33,14 +33,14 @@ class ParrotSampling(Body):
 
     temperature: float = Field(default=1.0, ge=0, le=100)
     top_p: float = Field(default=1.0, gt=0, le=1)
-    max_gen_length: int = Field(default=512, ge=1, le=2**31 - 1)
+    max_gen_length: Integer = Field(default=512, ge=1, le=2**31 - 1)
     ignore_tokenizer_eos: bool = False
     stop_token_ids: list[Annotated[int, Field(ge=0, le=2**31 - 1)]] | None = None
     stop_str: str | list[str] | None = None
     presence_penalty: float = Field(default=0.0, ge=-2, le=2)
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
-    n: int = 1
-    best_of: int = 1
+    n: Integer = 1
+    best_of: Integer = 1
     logit_bias: dict[str, float] | None = None
     repetition_penalty: float = Field(default=0.0, ge=0, le=100)
     length_penalty: float = 0.0

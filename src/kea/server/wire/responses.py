@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from kea.server.wire.base import Body
+from kea.server.wire.base import Body, Integer
 from kea.server.wire.chat import NAME_PATTERN, WITHOUT_EFFECT, ContentPart, Effort, FunctionTool
 from kea.server.wire.sampling import UNSUPPORTED_SAMPLING, ResponseFormat, SamplingFields, Tokens
 from kea.types import Constraint
@@ -103,7 +103,7 @@ class ResponseBody(SamplingFields):
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
     reasoning: ReasoningConfig | None = None
-    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    top_logprobs: Integer | None = Field(default=None, ge=0, le=20)
     include: list[Literal["message.output_text.logprobs"]] | None = None
     truncation: Literal["disabled"] | None = None
     chat_template_kwargs: dict[str, Any] | None = None

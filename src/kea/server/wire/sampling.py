@@ -9,13 +9,13 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import ConfigDict, Field
 
 from kea.errors import InvalidRequest
-from kea.server.wire.base import Body, unsupported
+from kea.server.wire.base import Body, Integer, unsupported
 from kea.types import Constraint, Sampling, Speculation
 
 T = TypeVar("T")
 MAX_INT64 = 2**63 - 1
 SEED_MODULUS = 2**63
-Tokens = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Tokens = Annotated[Integer, Field(ge=0, le=2**31 - 1)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 UNSUPPORTED_SAMPLING: Mapping[str, tuple[Any, ...]] = {
@@ -129,7 +129,7 @@ class SamplingFields(Body):
 
     temperature: float | None = Field(default=None, ge=0, le=100)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=-1, le=MAX_INT64)
+    top_k: Integer | None = Field(default=None, ge=-1, le=MAX_INT64)
     min_p: float | None = Field(default=None, ge=0, le=1)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
@@ -137,7 +137,7 @@ class SamplingFields(Body):
     logit_bias: (
         dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None
     ) = None
-    seed: int | None = Field(default=None, ge=-MAX_INT64 - 1, le=MAX_INT64)
+    seed: Integer | None = Field(default=None, ge=-MAX_INT64 - 1, le=MAX_INT64)
     stop: str | list[str] | None = None
     stop_token_ids: list[TokenId] | None = None
     min_tokens: Tokens | None = None
@@ -146,7 +146,7 @@ class SamplingFields(Body):
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     speculative_config: SpeculativeConfig | None = None
-    priority: int | None = Field(default=None, ge=-(2**31), le=2**31 - 1)
+    priority: Integer | None = Field(default=None, ge=-(2**31), le=2**31 - 1)
 
     def to_sampling(self) -> Sampling:
         """Return the sampling parameters; a seed is folded into 63 bits."""
