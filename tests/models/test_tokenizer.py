@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,25 @@ def test_a_text_begins_with_what_the_tokenizer_defines(name: str) -> None:
     assert tokenizer.encode("the")[0] == tokenizer.bos_token_id
     assert tokenizer.encode("the", special=False) == tokenizer.encode("the")[1:]
     assert tokenizer.encode("the") == tokenizer._backend.encode("the").ids
+
+
+def test_other_threads_run_while_a_long_text_is_read() -> None:
+    tokenizer, text, is_done = by_name("byte_level"), "the cat sat " * 200_000, threading.Event()
+    num_turns = 0
+
+    def count() -> None:
+        nonlocal num_turns
+        while not is_done.wait(0.001):
+            num_turns += 1
+
+    counter = threading.Thread(target=count)
+    counter.start()
+    ids = tokenizer.encode(text)
+    seen = num_turns
+    is_done.set()
+    counter.join()
+    assert len(ids) > 200_000
+    assert seen > 20  # one or two, where the lock of the interpreter is held
 
 
 @pytest.mark.parametrize("name", ALL)
