@@ -9,6 +9,7 @@ import pytest
 
 from kea.cli.chat import Conversation
 from kea.cli.complete import _write
+from kea.cli.options import SamplingOptions
 from kea.client.connection import Connection
 from kea.program.output import parse_output
 from kea.types import GenerateOptions
@@ -76,12 +77,24 @@ def test_a_model_without_a_chat_template_cannot_chat(served: Served) -> None:
 
 
 def test_a_chat_from_a_pipe(embedded_model: Path) -> None:
-    result = kea("chat", stdin="Question: Where does Tarn Osk live?\nAnswer:\n/nope\n/reset\n/exit\nnot read\n")
+    result = kea(
+        "chat",
+        "--temperature",
+        "0",
+        stdin="Question: Where does Tarn Osk live?\nAnswer:\n/nope\n/reset\n/exit\nnot read\n",
+    )
     assert result.returncode == 0, result.stderr
     assert "The embedded model is a test instrument" in result.stderr
     assert "There is no command /nope." in result.stderr
     assert "The conversation is forgotten." in result.stderr
     assert len([line for line in result.stdout.splitlines() if line]) == 2
+
+
+def test_the_embedded_model_is_sampled_unless_told_otherwise() -> None:
+    """Greedily it repeats itself without an end."""
+    assert SamplingOptions().to_settings(is_embedded=True) == {"temperature": 0.7, "top_p": 0.9}
+    assert SamplingOptions(temperature=0.0).to_settings(is_embedded=True) == {"temperature": 0.0, "top_p": 0.9}
+    assert SamplingOptions(stop=["a"]).to_settings(is_embedded=False) == {"stop": ["a"]}
 
 
 def test_a_conversation_grows_by_turns_and_forgets(capsys: pytest.CaptureFixture[str]) -> None:

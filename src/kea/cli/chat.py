@@ -15,6 +15,7 @@ import typer
 from kea.cli import options
 from kea.cli.connecting import Target, create_transport
 from kea.cli.console import err, out, write_text
+from kea.cli.groups import grouped
 from kea.client.connection import Connection
 from kea.client.session import Session
 from kea.errors import ContextLengthExceeded, KeaError, Unreachable, Unsupported
@@ -35,23 +36,14 @@ COMMANDS = {
 }
 
 
+@grouped
 def chat(
     model: options.Model = None,
     *,
-    url: options.Url = None,
-    api_key: options.ApiKey = None,
+    where: options.Where,
     system: Annotated[str | None, typer.Option(help="The system message.", metavar="TEXT", show_default=False)] = None,
-    max_tokens: options.MaxTokens = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    kv_memory: options.KvMemory = None,
-    max_model_len: options.MaxModelLen = None,
-    num_threads: options.NumThreads = None,
+    sampling: options.SamplingOptions,
+    engine: options.EngineOptions,
 ) -> None:
     """Talk to a chat model in the terminal.
 
@@ -63,12 +55,8 @@ def chat(
         kea chat ./Qwen3-0.6B
         kea chat --url http://127.0.0.1:8000 --system "Answer in one sentence."
     """
-    target = Target(url, api_key, model, device, dtype, num_threads, kv_memory, max_model_len)
-    if temperature is None and target.is_embedded:
-        temperature = 0.0
-    settings = options.sampling_settings(
-        max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, stop=stop
-    )
+    target = Target(model, where, engine)
+    settings = sampling.to_settings(is_embedded=target.is_embedded)
     conversation = Conversation(parse_output(settings), system)
     if target.is_embedded:
         err.print(f"[dim]{EMBEDDED_NOTE}[/]")

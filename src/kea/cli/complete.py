@@ -12,6 +12,7 @@ import typer
 from kea.cli import options
 from kea.cli.connecting import Target, create_transport
 from kea.cli.console import write_text
+from kea.cli.groups import grouped
 from kea.client.annotations import Input, Output
 from kea.client.connection import Connection
 from kea.client.function import function
@@ -19,27 +20,20 @@ from kea.errors import InvalidRequest
 from kea.program.output import OutputSettings
 
 
+@grouped
 def complete(
     prompt: Annotated[
         str, typer.Argument(metavar="PROMPT", show_default=False, help="The text to continue; - reads it from stdin.")
     ],
     model: options.Model = None,
     *,
-    url: options.Url = None,
-    api_key: options.ApiKey = None,
-    max_tokens: options.MaxTokens = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    kv_memory: options.KvMemory = None,
-    max_model_len: options.MaxModelLen = None,
-    num_threads: options.NumThreads = None,
+    where: options.Where,
+    sampling: options.SamplingOptions,
+    engine: options.EngineOptions,
 ) -> None:
     """Continue a text, printing it as it is written.
+
+    The model gets the text as it is, without a chat template.
 
     Examples:
 
@@ -48,12 +42,8 @@ def complete(
         kea complete "The kea is" --url http://127.0.0.1:8000
     """
     text = _read_prompt(prompt)
-    target = Target(url, api_key, model, device, dtype, num_threads, kv_memory, max_model_len)
-    if temperature is None and target.is_embedded:
-        temperature = 0.0
-    settings = options.sampling_settings(
-        max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, stop=stop
-    )
+    target = Target(model, where, engine)
+    settings = sampling.to_settings(is_embedded=target.is_embedded)
     completion = _completion(settings)
     with (
         Connection(create_transport(target)) as connection,

@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kea.cli.console import LoadingView
+from kea.cli.options import EngineOptions, Where
 from kea.cli.target import choose_model
 from kea.client.embedded import EmbeddedTransport
 from kea.client.http import HttpTransport
@@ -25,41 +26,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where calls run: at a server (`url`), or else in this process (`model`, None is the embedded one)."""
+    """Where calls run: at a server, or else in this process (`model`, None is the embedded one)."""
 
-    url: str | None = None
-    api_key: str | None = None
     model: str | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    num_threads: int | None = None
-    kv_memory: int | None = None
-    max_model_len: int | None = None
+    where: Where = field(default_factory=Where)
+    engine: EngineOptions = field(default_factory=EngineOptions)
 
     def __post_init__(self) -> None:
-        if self.url is not None and self.model is not None:
+        if self.where.url is not None and self.model is not None:
             raise InvalidRequest(
                 "A model and --url are both given; the server at that address has its own model.", param="url"
             )
 
     @property
     def is_embedded(self) -> bool:
-        """Whether the embedded model is asked, which is meant to be asked greedily."""
-        return self.url is None and self.model is None
+        """Whether the embedded model is asked."""
+        return self.where.url is None and self.model is None
 
 
 def create_transport(target: Target) -> Transport:
     """Return the transport to a target; nothing is started yet. Raises what is wrong with the settings."""
-    if target.url is not None:
-        return HttpTransport(target.url, target.api_key)
+    where, engine = target.where, target.engine
+    if where.url is not None:
+        return HttpTransport(where.url, where.api_key)
     source = choose_model(target.model)
     config = EngineConfig(
         model=source.location,
-        dtype=target.dtype,
-        device=target.device,
-        kv_memory_bytes=target.kv_memory,
-        max_model_len=target.max_model_len,
-        num_threads=target.num_threads,
+        dtype=engine.dtype,
+        device=engine.device,
+        kv_memory_bytes=engine.kv_memory,
+        max_model_len=engine.max_model_len,
+        num_threads=engine.num_threads,
     )
     return EmbeddedTransport(lambda: _local_service(config, source.name))
 

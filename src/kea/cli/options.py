@@ -1,11 +1,12 @@
-"""The options that several commands have in common, and how their spellings become an engine's settings.
+"""The options that several commands have in common, one by one and in groups (see `groups.py`).
 
-Owns names, help and parsing. Knows no command's work.
+Owns names, help, defaults and parsing. Knows no command's work.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, cast
 
 import typer
@@ -117,18 +118,61 @@ MaxTokens = Annotated[
     ),
 ]
 Temperature = Annotated[
-    float | None, _sampling("0 always takes the likeliest token, as with the embedded model; else 1.", metavar="NUMBER")
+    float | None,
+    _sampling("0 always takes the likeliest token; 0.7 with the embedded model, else 1 by default.", metavar="NUMBER"),
 ]
 TopP = Annotated[
-    float | None, _sampling("Draw from the likeliest tokens that have this share of probability.", metavar="NUMBER")
+    float | None,
+    _sampling(
+        "Draw from the likeliest tokens that have this share of probability; 0.9 with the embedded model.",
+        metavar="NUMBER",
+    ),
 ]
 TopK = Annotated[int | None, _sampling("Draw from this many of the likeliest tokens.", metavar="COUNT")]
 Seed = Annotated[int | None, _sampling("The same seed writes the same text.", metavar="NUMBER")]
 Stop = Annotated[list[str] | None, _sampling("Stop in front of this text. Repeatable.", metavar="TEXT")]
 
 
-def sampling_settings(**given: Any) -> OutputSettings:
-    """Return the settings of an output, without those that were not given."""
-    settings = {name: value for name, value in given.items() if value is not None and value != []}
-    parse_output(settings, "output")
-    return cast("OutputSettings", settings)
+# Greedily, the embedded model repeats itself for ever where a text has no end in sight.
+EMBEDDED_SAMPLING = {"temperature": 0.7, "top_p": 0.9}
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """The server that runs a program; without a URL it runs in this process."""
+
+    url: Url = None
+    api_key: ApiKey = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """The engine in this process."""
+
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    kv_memory: KvMemory = None
+    max_model_len: MaxModelLen = None
+    num_threads: NumThreads = None
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOptions:
+    """How a text is written."""
+
+    max_tokens: MaxTokens = None
+    temperature: Temperature = None
+    top_p: TopP = None
+    top_k: TopK = None
+    seed: Seed = None
+    stop: Stop = None
+
+    def to_settings(self, *, is_embedded: bool) -> OutputSettings:
+        """Return the settings of an output: what was given, for the embedded model over its own defaults.
+
+        Raises `InvalidRequest` for a value that is out of range.
+        """
+        given = {name: value for name, value in asdict(self).items() if value is not None and value != []}
+        settings = {**EMBEDDED_SAMPLING, **given} if is_embedded else given
+        parse_output(settings, "output")
+        return cast("OutputSettings", settings)

@@ -10,9 +10,11 @@ import typer
 from kea.cli import options
 from kea.cli.application import load_application
 from kea.cli.connecting import Target, create_transport
+from kea.cli.groups import grouped
 from kea.cli.running import run_application, showing_own_errors
 
 
+@grouped
 def run(
     file: Annotated[
         Path, typer.Argument(metavar="FILE.py", show_default=False, help="The application: it has main(session, ...).")
@@ -22,8 +24,7 @@ def run(
         typer.Argument(metavar="ARGUMENT", show_default=False, help="Further arguments of main, as strings."),
     ] = None,
     *,
-    url: options.Url = None,
-    api_key: options.ApiKey = None,
+    where: options.Where,
     model: options.ModelOption = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the timeline to this file as JSON.")
@@ -31,11 +32,7 @@ def run(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Show what the application prints and the timeline only.")
     ] = False,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    kv_memory: options.KvMemory = None,
-    max_model_len: options.MaxModelLen = None,
-    num_threads: options.NumThreads = None,
+    engine: options.EngineOptions,
 ) -> None:
     """Run an application, showing its outputs and its timeline.
 
@@ -49,7 +46,7 @@ def run(
         kea run examples/chat.py --url http://127.0.0.1:8000 --api-key SECRET
         kea run summarise.py --model ./Qwen3-0.6B -- report.txt --brief
     """
-    target = Target(url, api_key, model, device, dtype, num_threads, kv_memory, max_model_len)
+    target = Target(model, where, engine)
     with showing_own_errors(file):
         application = load_application(file)
     application.check_arguments(arguments or [])
