@@ -37,6 +37,15 @@ def test_the_version() -> None:
             ("serve", "some/model", "--dtype", "int3"),
             "error: dtype is 'int3'; allowed: auto, float32, bfloat16, float16.",
         ),
+        (
+            ("serve", "some/model", "--tool-call-parser", "qwen99"),
+            "error: tool_call_parser is 'qwen99'; allowed: auto, none, harmony, hermes, mistral, llama3.",
+        ),
+        (
+            ("complete", "a", "--max-model-len", "9999"),
+            "error: max_model_len is 9999; it must be at least 1 and at most 1024.",
+        ),
+        (("complete", "a", "--kv-memory", "1KiB"), "error: A KV memory of 1,024 bytes holds 0 tokens"),
         (("serve", "some/model", "--functions", "absent.py"), "error: There is no file absent.py."),
         (("complete", ""), "error: The prompt is empty"),
         (("complete", "a", "model", "--url", "http://h"), "error: A model and --url are both given"),

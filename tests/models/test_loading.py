@@ -166,7 +166,8 @@ def test_weights_that_the_config_asks_for_and_the_files_lack_are_not_made_up(
 
 
 @pytest.mark.parametrize(
-    ("options", "param"), [({"dtype": "int8"}, "dtype"), ({"backend": "fast"}, "backend"), ({"max_len": 0}, "max_len")]
+    ("options", "param"),
+    [({"dtype": "int8"}, "dtype"), ({"backend": "fast"}, "backend"), ({"max_len": 0}, "max_model_len")],
 )
 def test_wrong_options_are_named(family_path: FamilyPath, options: dict[str, Any], param: str) -> None:
     with pytest.raises(InvalidRequest) as caught:

@@ -73,7 +73,11 @@ def of_operation(draw: st.DrawFn, method: str, path: str, operation: dict[str, A
 def live() -> Iterator[Live]:
     """Run one server for all requests; at its end nothing may be left."""
     config = ServerConfig(
-        port=0, tool_parser="hermes", reasoning_parser="think", limits=Limits(max_body_bytes=20_000), shutdown_grace_s=5
+        port=0,
+        tool_call_parser="hermes",
+        reasoning_parser="think",
+        limits=Limits(max_body_bytes=20_000),
+        shutdown_grace_s=5,
     )
     with serving_on_a_thread(FakeEngine(scripted(REPLY), max_model_len=2000), config) as live:
         yield live

@@ -17,6 +17,7 @@ from kea.cli.target import choose_model
 from kea.engine.config import DecodingConfig, EngineConfig
 from kea.errors import Unsupported
 from kea.server.config import ApiKey, Limits, ServerConfig
+from kea.server.parsers import REASONING_PARSERS, TOOL_CALL_PARSERS
 from kea.service import NativeFunction, ServiceConfig
 from kea.types import Speculation
 
@@ -49,10 +50,10 @@ def serve(
         False
     ),
     tool_call_parser: Annotated[
-        str, _server("How tool calls are found in outputs; auto asks the chat template.", metavar="NAME")
+        str, _server(f"How tool calls are found in outputs: {', '.join(TOOL_CALL_PARSERS)}.", metavar="NAME")
     ] = "auto",
     reasoning_parser: Annotated[
-        str, _server("How reasoning is told from the answer, likewise.", metavar="NAME")
+        str, _server(f"How reasoning is told from the answer: {', '.join(REASONING_PARSERS)}.", metavar="NAME")
     ] = "auto",
     max_body_bytes: Annotated[str, _server("Largest body of a request.", metavar="SIZE")] = "32MiB",
     max_requests_per_key: Annotated[int, _server("Most requests of one key at once.", metavar="COUNT")] = 4096,
@@ -125,7 +126,7 @@ def serve(
             max_body_bytes=parse_bytes(max_body_bytes, "max-body-bytes"), max_requests_per_key=max_requests_per_key
         ),
         parrot_routes=not no_parrot_routes,
-        tool_parser=tool_call_parser,
+        tool_call_parser=tool_call_parser,
         reasoning_parser=reasoning_parser,
         shutdown_grace_s=shutdown_grace_s,
     )

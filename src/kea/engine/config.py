@@ -90,9 +90,10 @@ def resolve_limits(config: EngineConfig, facts: ModelFacts, free_bytes: int) -> 
     pool_tokens = num_pages * config.page_tokens
     if pool_tokens < max_len:
         if config.max_model_len is not None or pool_tokens < config.page_tokens:
+            num_bytes = config.kv_memory_bytes or num_pages * page_bytes
             raise InvalidRequest(
-                f"A KV memory of {num_pages * page_bytes} bytes holds {pool_tokens} tokens; "
-                f"one context may need {max_len}.",
+                f"A KV memory of {num_bytes:,} bytes holds {pool_tokens} tokens; "
+                f"one context may need {max_len} of {facts.kv_token_bytes:,} bytes each.",
                 param="kv_memory_bytes",
                 hint="Give more memory, or a smaller max_model_len.",
             )

@@ -26,19 +26,22 @@ class Limits:
 
 
 def read_limits(config: Any, max_len: int | None) -> Limits:
-    """Return the limits of a model, at most `max_len` where given; `InvalidRequest` where the model allows fewer."""
+    """Return the limits of a model, at most `max_len` where given.
+
+    Raises `InvalidRequest` where the model allows fewer, by the name that users know: max_model_len.
+    """
     config = config.get_text_config()
     trained = _trained_len(config)
     if trained is None and max_len is None:
         raise InvalidRequest(
-            f"The config of this {config.model_type} model names no maximal length; max_len must be given.",
-            param="max_len",
+            f"The config of this {config.model_type} model names no maximal length; max_model_len must be given.",
+            param="max_model_len",
         )
     ropes = _rope_parameters(config)
     if trained is None:
         return Limits(max_len or 0, False, None)
     if max_len is not None:
-        check_range("max_len", max_len, 1, max([trained, *(_stretched_len(rope) for rope in ropes)]))
+        check_range("max_model_len", max_len, 1, max([trained, *(_stretched_len(rope) for rope in ropes)]))
     short = [int(rope["original_max_position_embeddings"]) for rope in ropes if rope["rope_type"] == "longrope"]
     position_rows = None if ropes else trained
     if not short:

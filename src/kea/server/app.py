@@ -85,7 +85,7 @@ def create_app(
 
 def _serve_model(config: ServerConfig, engine: Engine, tokenizer: Tokenizer) -> ServedModel:
     facts = probe_template(tokenizer.render_chat) if tokenizer.has_chat_template else TemplateFacts()
-    output_format = choose_format(config.tool_parser, config.reasoning_parser, facts.written)
+    output_format = choose_format(config.tool_call_parser, config.reasoning_parser, facts.written)
     marks = output_format.marks(with_tools=True)
     return ServedModel(
         names=config.model_names or (engine.info.model,),

@@ -7,6 +7,7 @@ import ipaddress
 from dataclasses import dataclass, field
 
 from kea.errors import InvalidRequest, check_range
+from kea.server.parsers import check_parsers
 
 MIN_SECRET_LEN = 8
 
@@ -61,8 +62,9 @@ class ServerConfig:
     """Where the server listens and how it behaves.
 
     `port` 0 takes a free one. `model_names`: the names under which the model is offered, the first one reported (empty:
-    the engine's). `tool_parser` and `reasoning_parser`: "auto" chooses by the chat template, "none" switches them off.
-    `shutdown_grace_s`: how long running requests may go on after a stop was asked for, before they fail with an answer.
+    the engine's). `tool_call_parser` and `reasoning_parser`: "auto" chooses by the chat template, "none" switches
+    them off. `shutdown_grace_s`: how long running requests may go on after a stop was asked for, before they fail with
+    an answer.
     """
 
     host: str = "127.0.0.1"
@@ -72,12 +74,13 @@ class ServerConfig:
     model_names: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
     parrot_routes: bool = True
-    tool_parser: str = "auto"
+    tool_call_parser: str = "auto"
     reasoning_parser: str = "auto"
     shutdown_grace_s: float = 30.0
 
     def __post_init__(self) -> None:
         check_range("port", self.port, 0, 65535)
+        check_parsers(self.tool_call_parser, self.reasoning_parser)
         check_range("shutdown_grace_s", self.shutdown_grace_s, 0)
         if len({key.key_id for key in self.api_keys}) < len(self.api_keys):
             raise InvalidRequest("Two API keys have the same id; ids name tenants.", param="api_keys")

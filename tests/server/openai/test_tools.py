@@ -129,7 +129,7 @@ async def test_a_named_tool_is_forced_and_its_output_is_the_arguments() -> None:
 
 
 async def test_special_tokens_are_shown_to_parsers_that_read_them() -> None:
-    config = ServerConfig(port=0, tool_parser="mistral")
+    config = ServerConfig(port=0, tool_call_parser="mistral")
     engine, tokenizer = FakeEngine(scripted('[TOOL_CALLS]clock{"a": 1}')), ChatTokenizer(hidden=["[TOOL_CALLS]"])
     async with serving(engine, config, tokenizer=tokenizer) as running:
         reply = await running.openai.chat.completions.create(model="fake", messages=ASK, tools=TOOLS)
@@ -141,7 +141,7 @@ async def test_special_tokens_are_shown_to_parsers_that_read_them() -> None:
 
 
 async def test_harmony_puts_schemas_into_the_final_channel() -> None:
-    config = ServerConfig(port=0, tool_parser="harmony", reasoning_parser="harmony")
+    config = ServerConfig(port=0, tool_call_parser="harmony", reasoning_parser="harmony")
     text = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>four"
     async with serving(FakeEngine(scripted(text, '{"a": 1}')), config) as running:
         create = running.openai.chat.completions.create

@@ -242,7 +242,7 @@ def test_names_choose_the_parsers() -> None:
 def test_wrong_names_are_refused(names: tuple[str, str]) -> None:
     with pytest.raises(InvalidRequest) as caught:
         choose_format(*names, "")
-    assert caught.value.param in ("tool_parser", "reasoning_parser")
+    assert caught.value.param in ("tool_call_parser", "reasoning_parser")
 
 
 def test_a_prompt_that_ends_inside_the_reasoning_begins_there() -> None:

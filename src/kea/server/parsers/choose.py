@@ -57,7 +57,7 @@ REASONING_FORMATS: Mapping[str, ReasoningFormat] = {
     "mistral": ReasoningFormat("[THINK]", "[/THINK]"),
     "seed": ReasoningFormat("<seed:think>", "</seed:think>"),
 }
-TOOL_PARSERS = (AUTO, NONE, HARMONY, *CALL_FORMATS)
+TOOL_CALL_PARSERS = (AUTO, NONE, HARMONY, *CALL_FORMATS)
 REASONING_PARSERS = (AUTO, NONE, HARMONY, *REASONING_FORMATS)
 
 
@@ -120,21 +120,16 @@ def create_forced_parser(forced: Forced) -> Parser:
     return forced_calls() if forced.name is None else NamedCall(forced.name)
 
 
-def choose_format(tool_parser: str, reasoning_parser: str, written: str) -> OutputFormat:
+def choose_format(tool_call_parser: str, reasoning_parser: str, written: str) -> OutputFormat:
     """Return the format for the configured names; "auto" goes by `written`, what the chat template writes of a probe.
 
-    Raises `InvalidRequest` for unknown names, and for harmony beside another.
+    Raises what `check_parsers` raises.
     """
-    _check_name("tool_parser", tool_parser, TOOL_PARSERS)
-    _check_name("reasoning_parser", reasoning_parser, REASONING_PARSERS)
-    names = {tool_parser, reasoning_parser}
+    check_parsers(tool_call_parser, reasoning_parser)
+    names = {tool_call_parser, reasoning_parser}
     if HARMONY in names or (CHANNEL in written and names == {AUTO}):
-        if not names <= {AUTO, HARMONY}:
-            raise InvalidRequest(
-                "harmony reads both tool calls and reasoning; set both parsers to it.", param="tool_parser"
-            )
         return OutputFormat(is_harmony=True)
-    return OutputFormat(_choose_calls(tool_parser, written), _choose_reasoning(reasoning_parser, written))
+    return OutputFormat(_choose_calls(tool_call_parser, written), _choose_reasoning(reasoning_parser, written))
 
 
 def _choose_calls(name: str, written: str) -> CallFormat | None:
@@ -147,6 +142,17 @@ def _choose_reasoning(name: str, written: str) -> ReasoningFormat | None:
     if name == AUTO:
         name = next((key for key, tags in REASONING_FORMATS.items() if tags.begin in written), NONE)
     return REASONING_FORMATS.get(name)
+
+
+def check_parsers(tool_call_parser: str, reasoning_parser: str) -> None:
+    """Raise `InvalidRequest` for unknown names, and for harmony beside another."""
+    _check_name("tool_call_parser", tool_call_parser, TOOL_CALL_PARSERS)
+    _check_name("reasoning_parser", reasoning_parser, REASONING_PARSERS)
+    names = {tool_call_parser, reasoning_parser}
+    if HARMONY in names and not names <= {AUTO, HARMONY}:
+        raise InvalidRequest(
+            "harmony reads both tool calls and reasoning; set both parsers to it.", param="tool_call_parser"
+        )
 
 
 def _check_name(param: str, name: str, allowed: tuple[str, ...]) -> None:
