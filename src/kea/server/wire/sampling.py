@@ -115,9 +115,9 @@ class SpeculativeConfig(Body):
     refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {"model": ("ngram",), "draft_tensor_parallel_size": (1,)}
 
     method: Literal["ngram"] = "ngram"
-    num_speculative_tokens: int = Field(default=8, ge=0, le=64)
-    prompt_lookup_min: int = Field(default=2, ge=1, le=64)
-    prompt_lookup_max: int = Field(default=4, ge=1, le=64)
+    num_speculative_tokens: Integer = Field(default=8, ge=0, le=64)
+    prompt_lookup_min: Integer = Field(default=2, ge=1, le=64)
+    prompt_lookup_max: Integer = Field(default=4, ge=1, le=64)
 
     def to_speculation(self) -> Speculation:
         """Raise `InvalidRequest` where the least length is above the greatest."""
