@@ -54,7 +54,7 @@ def test_help_is_shown(command: str) -> None:
     assert result.exit_code == 0
     assert "Usage: kea" in result.output
     assert max(map(len, result.output.splitlines())) <= 80
-    assert re.search(r"<(bool|str|path|list\[str\])>", result.output) is None
+    assert re.search(r"<(bool|list\[str\])>", result.output) is None
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
