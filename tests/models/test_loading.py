@@ -24,7 +24,6 @@ REFUSED = {
     "BloomConfig": "ALiBi",
     "MptConfig": "ALiBi",
     "FalconConfig": "computes its attention in its own code",
-    "GPTJConfig": "computes its attention in its own code",
     "Qwen3NextConfig": "linear_attention keep a recurrent state",
     "Mamba2Config": "keeps a recurrent state",
     "T5Config": "encoder-decoder",
