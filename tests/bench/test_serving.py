@@ -192,13 +192,13 @@ async def test_the_model_is_the_asked_or_the_only_one(
         if chosen is not None:
             assert (await run(asked)).served[0].model == chosen
             return
-        with pytest.raises(InvalidRequest, match="The server s0") as caught:
+        with pytest.raises(InvalidRequest, match=f"The server at {fake.url}") as caught:
             await run(asked)
         assert caught.value.param == "model"
 
 
 async def test_a_server_that_is_not_there_is_named() -> None:
-    with pytest.raises(Unreachable, match="s0 at http://127"):
+    with pytest.raises(Unreachable, match="The server at http://127"):
         await run(settings(FakeOpenAI(url="http://127.0.0.1:9")))
 
 
