@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from typing import cast
 
 import pytest
 
@@ -149,9 +150,24 @@ async def test_calibration_gives_prompts_of_the_wanted_length(has_tokenize: bool
     assert result.prompt_tokens == 100
 
 
+async def test_words_that_cost_more_where_a_prompt_begins_are_not_used() -> None:
+    class Counting:
+        async def try_count_tokens(self, model: str, text: str) -> int:
+            """One for each word, one for the beginning of the sequence, one more for a long word that comes first."""
+            words = text.split(" ")
+            return 1 + len(words) + (len(words[0]) > 5)
+
+    client = cast("LoadClient", Counting())
+    lexicon = await calibrate(client, "m")
+    assert (lexicon.base_tokens, lexicon.is_exact) == (1.0, True)
+    assert all(len(word) <= 5 for word in lexicon.words)
+    for seed in range(20):
+        assert await client.try_count_tokens("m", render((Piece(f"{seed}", 50),), lexicon)) == 50
+
+
 async def test_a_server_that_refuses_is_named_before_the_load() -> None:
     fake = FakeOpenAI(api_key="sesame")
     with serving(fake):
         async with LoadClient(Target("mine", fake.url), RequestShape(), time.perf_counter) as client:
-            with pytest.raises(Unreachable, match=r"mine at .* 401: wrong key"):
+            with pytest.raises(Unreachable, match=r"The server at .* refused .*: 401: wrong key"):
                 await probe(client, "m")

@@ -6,6 +6,7 @@ Owns the method: exactly through /tokenize, else on average from the usage of tw
 from __future__ import annotations
 
 import time
+from collections import Counter
 
 from kea.bench.load.client import LoadClient, RequestResult
 from kea.bench.load.prompts import WORDS, Lexicon
@@ -23,9 +24,13 @@ async def calibrate(client: LoadClient, model: str) -> Lexicon:
 
 
 async def _try_exact(client: LoadClient, model: str) -> Lexicon | None:
-    """Ask for each word alone and repeated: a word counts if every repetition costs the same whole number."""
+    """Ask for each word alone and repeated: a word counts if every repetition costs the same whole number.
+
+    At the beginning of a prompt, where no space stands before it, a word may cost more or fewer tokens; so only those
+    are used that have the commonest difference there, and any of them may come first.
+    """
     costs: dict[str, int] = {}
-    bases: list[int] = []
+    bases: dict[str, int] = {}
     for word in WORDS:
         once = await client.try_count_tokens(model, word)
         often = await client.try_count_tokens(model, " ".join([word] * (1 + _REPEATS)))
@@ -34,10 +39,12 @@ async def _try_exact(client: LoadClient, model: str) -> Lexicon | None:
         cost, rest = divmod(often - once, _REPEATS)
         if rest == 0 and cost >= 1:
             costs[word] = cost
-            bases.append(once - cost)
+            bases[word] = once - cost
     if not costs:
         return None
-    return Lexicon(tuple(costs), tuple(float(cost) for cost in costs.values()), float(min(bases)), is_exact=True)
+    [(base, _)] = Counter(bases.values()).most_common(1)
+    words = tuple(word for word in costs if bases[word] == base)
+    return Lexicon(words, tuple(float(costs[word]) for word in words), float(base), is_exact=True)
 
 
 async def _average(client: LoadClient, model: str) -> Lexicon:
