@@ -6,6 +6,8 @@ from types import SimpleNamespace
 from typing import Annotated, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import kea
 from kea.client.values import parts_of
@@ -32,6 +34,32 @@ def test_outside_a_session_a_call_renders_the_prompt() -> None:
     assert write.render("x", "t") == write("x", "t")
     assert isinstance(prompt, kea.Rendered)
     assert prompt.messages is None
+
+
+TEXTS = st.text(st.sampled_from("ab \n"), max_size=30).filter(str.strip)
+
+
+@given(TEXTS)
+def test_a_docstring_loses_its_indentation_as_in_python(text: str) -> None:
+    def fn(out):
+        raise NotImplementedError
+
+    fn.__annotations__["out"] = kea.Output()
+    fn.__doc__ = text + "{{out}}"
+    lines = inspect.cleandoc(fn.__doc__).split("\n")
+    assert [line.rstrip() for line in kea.function(fn).render().split("\n")] == [line.rstrip() for line in lines]
+
+
+def test_a_tab_in_a_template_stays_a_tab() -> None:
+    @kea.function
+    def table(out: kea.Output):
+        """name	age
+
+        kea	7
+                {{out}}
+        """
+
+    assert table.render() == "name\tage\n\nkea\t7\n\t{{out}}"
 
 
 def test_values_are_never_read_as_templates() -> None:

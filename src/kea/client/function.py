@@ -6,7 +6,7 @@ The function's docstring is the template (or `messages=` of the decorator is); i
 from __future__ import annotations
 
 import functools
-import inspect
+import textwrap
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack, overload
@@ -171,7 +171,15 @@ def _source_of(fn: Callable[..., Any], messages: Sequence[tuple[str, str]] | Non
             f"function {fn.__name__!r} has no docstring, which is its template.",
             hint="Write one, or give messages=[...]; note that python -OO removes docstrings.",
         )
-    return inspect.cleandoc(fn.__doc__)
+    return _dedent(fn.__doc__)
+
+
+def _dedent(text: str) -> str:
+    """Take the indentation of its function from a docstring, as `inspect.cleandoc` does; tabs stay what they are."""
+    first, newline, rest = text.partition("\n")
+    lines = (first.lstrip() + newline + textwrap.dedent(rest)).split("\n")
+    filled = [idx for idx, line in enumerate(lines) if line.strip()]
+    return "\n".join(lines[filled[0] : filled[-1] + 1]) if filled else ""
 
 
 def _result_type(name: str, outputs: tuple[str, ...]) -> Callable[..., Any] | None:
