@@ -131,3 +131,21 @@ def test_overhead_is_what_model_and_sampler_leave_of_a_step() -> None:
 def test_seconds_of_nothing_are_none() -> None:
     run = measured({("kea bf16", B1): [0.01]})
     assert seconds_of(run, "kea bf16", B8) == {}
+
+
+def test_goodput_is_judged_by_the_unloaded_latencies_of_vllm() -> None:
+    load = Load(scenarios=("arrivals",), requests=((0.0, 8, 2), (1.0, 8, 2)))
+    run = measured({("kea bf16", "x"): [1.0], ("vllm f32", "x"): [1.0]}, load)
+    alone, together = (one.name for one in run.cells)
+
+    def rows(ttft_s: float) -> Answer:
+        row = {"ttft_s": ttft_s, "tpot_s": 0.01, "e2e_s": ttft_s + 0.01}
+        return Answer({"requests": [{**row, "offset_s": 0.0}, {**row, "offset_s": 1.0}]})
+
+    run.rounds.results["vllm f32", alone] = {0: rows(0.1)}
+    run.rounds.results["vllm f32", together] = {0: rows(0.2)}
+    run.rounds.results["kea bf16", together] = {0: rows(0.201)}
+    assert show(run, "vllm f32, goodput").value == pytest.approx(2 / 1.21)
+    missed = show(run, "kea bf16, goodput")
+    assert missed.value == 0.0
+    assert "TTFT <= 200 ms, TPOT <= 15 ms" in missed.note

@@ -19,6 +19,7 @@ OWN_SCENARIOS = frozenset({"overhead", "latency"})
 
 SHARED_PREFIX, SHARED_OWN, NUM_GROUPS, GROUP_LEN, NUM_STRANGERS = 2048, 128, 4, 64, 4
 OVERHEAD_BATCH, STEADY_BATCH = 32, 8
+ALONE = "arrivals, one at a time"
 _WARMUPS = 2
 _STEPS_ROOM = 64
 
@@ -205,7 +206,7 @@ def _arrivals(words: _Words, load: Load) -> Iterator[Cell]:
         return {"requests": list(_alone(words, load, round_idx))}
 
     room = sum(input_len + output_len for _, input_len, output_len in load.requests)
-    yield Cell("arrivals", "arrivals, unloaded", "unloaded", room, 1, 0, unloaded)
+    yield Cell("arrivals", ALONE, "unloaded", room, 1, 0, unloaded)
     yield Cell("arrivals", f"arrivals, {len(load.requests)} requests", "arrivals", room, 1, 0, arguments)
 
 

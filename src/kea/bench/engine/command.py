@@ -23,7 +23,7 @@ from kea.bench.engine.figures import Measured
 from kea.bench.engine.fleet import Fleet, LoadedSystem, LoadOrder
 from kea.bench.engine.peers import Absent, kea_specs, machine_spec, peer_specs
 from kea.bench.engine.report import build_report
-from kea.bench.engine.running import Course, Rounds, run_rounds
+from kea.bench.engine.running import Course, run_rounds
 from kea.bench.engine.settings import EngineSettings
 from kea.bench.engine.shapes import Shape
 from kea.bench.engine.table import render_result
@@ -153,9 +153,11 @@ class _Run:
             peers = self._load_all(fleet, systems, specs, deadline_s)
             self.view.phase("measuring the machine")
             bounds = machine.load(settings.load_s)
-            rounds, peaks = Rounds(), []
+            peaks: list[Bound] = []
             course = Course(cells, settings.num_rounds, settings.timeout_s, deadline_s)
-            if not isinstance(bounds, Refusal):
+            if isinstance(bounds, Refusal):
+                peers.append(Peer("machine", "failed", None, bounds.message))
+            else:
                 peaks = _peaks(machine, settings.timeout_s, str(bounds.values["note"]))
             self.view.begin(course.num_turns(len(fleet.systems)))
             rounds = run_rounds(course, fleet.systems, None if isinstance(bounds, Refusal) else machine, self.view)

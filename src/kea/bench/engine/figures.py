@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 from kea.bench.base import Bound, Peer
 from kea.bench.engine.base import Answer, Precision, Refusal
-from kea.bench.engine.cells import Cell
+from kea.bench.engine.cells import ALONE, Cell
 from kea.bench.engine.running import Rates, Rounds
 from kea.bench.engine.shapes import Shape
+from kea.bench.statistics import Latency, Slo, goodput
 
 KV_VALUE_BYTES = 4  # Kea's KV on a CPU
 READ, PRODUCT = "read", "f32"
+TTFT_FACTOR, TPOT_FACTOR = 2.0, 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,46 @@ def _by_round(measured: Measured, cell: Cell, reckon: Callable[[Rates], float]) 
 def share_of_bound(measured: Measured, label: str, cell: Cell, precision: Precision) -> Spread | None:
     """Return the bound's time over the system's, round by round: 1 is at the bound."""
     return try_spread(ratios(bound_seconds(measured, cell, precision), seconds_of(measured, label, cell.name)))
+
+
+def objective(measured: Measured) -> tuple[str, Slo] | None:
+    """Return multiples of what vLLM takes for one request at a time, or Kea where vLLM was not measured."""
+    for name in ("vllm", "kea"):
+        for label in measured.labels:
+            rows = [row for found in _requests(measured, label, ALONE).values() for row in found]
+            if rows and label.split(" ")[0] == name:
+                tpots = [row.tpot_s for row in rows if row.tpot_s is not None]
+                tpot_s = statistics.median(tpots) * TPOT_FACTOR if tpots else None
+                return label, Slo(statistics.median(row.ttft_s for row in rows) * TTFT_FACTOR, tpot_s)
+    return None
+
+
+def goodputs(measured: Measured, label: str, cell: str, slo: Slo) -> dict[int, float]:
+    """Return by round the requests per second within the objective, from the first arrival to the last end."""
+    found = {}
+    for round_idx, result in measured.rounds.results.get((label, cell), {}).items():
+        if isinstance(result, Answer):
+            end_s = max(row["offset_s"] + row["e2e_s"] for row in result.values["requests"])
+            found[round_idx] = goodput(_latencies(result), slo, end_s)
+    return found
+
+
+def medians(measured: Measured, label: str, cell: str) -> tuple[float, float | None] | None:
+    """Return the median TTFT and TPOT of all requests of all rounds, in seconds."""
+    rows = [row for found in _requests(measured, label, cell).values() for row in found]
+    if not rows:
+        return None
+    tpots = [row.tpot_s for row in rows if row.tpot_s is not None]
+    return statistics.median(row.ttft_s for row in rows), statistics.median(tpots) if tpots else None
+
+
+def _requests(measured: Measured, label: str, cell: str) -> dict[int, list[Latency]]:
+    by_round = measured.rounds.results.get((label, cell), {})
+    return {index: _latencies(result) for index, result in by_round.items() if isinstance(result, Answer)}
+
+
+def _latencies(answer: Answer) -> list[Latency]:
+    return [Latency(row["ttft_s"], row["tpot_s"], row["e2e_s"]) for row in answer.values["requests"]]
 
 
 def refusals(measured: Measured) -> list[tuple[str, str, Refusal, int]]:

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 
 from kea.bench.base import Show
 from kea.bench.engine.base import Precision
-from kea.bench.engine.cells import GROUP_LEN, NUM_GROUPS, NUM_STRANGERS, SHARED_OWN, SHARED_PREFIX, Cell
+from kea.bench.engine.cells import ALONE, GROUP_LEN, NUM_GROUPS, NUM_STRANGERS, SHARED_OWN, SHARED_PREFIX, Cell
 from kea.bench.engine.figures import (
     PRODUCT,
     Measured,
     Spread,
+    goodputs,
+    objective,
     ratios,
     seconds_of,
     share_of_bound,
@@ -23,6 +25,7 @@ from kea.bench.engine.figures import (
     try_spread,
     values_of,
 )
+from kea.bench.statistics import spell_slo
 
 GOAL_SHAPE = "100m"
 PAGE_TOKENS = 16
@@ -45,7 +48,7 @@ class Goal:
 
 def build_shows(measured: Measured) -> list[Show]:
     """Return every row that this run can speak about; one that was not measured is there if it has a goal."""
-    rows = (_against_peers, _against_bounds, _shared, _own)
+    rows = (_against_peers, _against_bounds, _arrivals, _shared, _own)
     return [show for row in rows for show in row(measured) if show.value is not None or show.goal is not None]
 
 
@@ -57,7 +60,7 @@ def _against_peers(measured: Measured) -> Iterator[Show]:
             if other.name == "llamacpp" and other.precision != ours.precision:
                 continue
             for cell in measured.cells:
-                if cell.is_own:
+                if cell.is_own or cell.scenario == "arrivals":
                     continue
                 name = f"{cell.name}: {ours.label} against {other.label}"
                 yield _row(
@@ -94,6 +97,29 @@ def _against_bounds(measured: Measured) -> Iterator[Show]:
             share = share_of_bound(measured, ours.label, cell, ours.precision)
             what = "bound of reading and arithmetic" if cell.scenario == "decode" else "bound of arithmetic"
             yield _row(measured, f"{cell.name}: {ours.label}, share of the {what}", share, "of the bound", goal)
+
+
+def _arrivals(measured: Measured) -> Iterator[Show]:
+    """Rows on requests that come in their own time, judged by multiples of one system's unloaded latencies."""
+    found = objective(measured)
+    if found is None:
+        return
+    of, slo = found
+    kea, others = _split(measured)
+    for cell in measured.cells:
+        if cell.scenario != "arrivals" or cell.name == ALONE:
+            continue
+        rates = {label: goodputs(measured, label, cell.name, slo) for label in measured.labels}
+        for one in (*kea, *others):
+            note = f"{spell_slo(slo)}: multiples of {of} unloaded"
+            spread = try_spread(list(rates[one.label].values()))
+            value = None if spread is None else spread.median
+            yield Show(f"{cell.name}: {one.label}, goodput", value, "requests/s", note=note)
+        for ours in kea:
+            for other in others:
+                usable = {index: rate for index, rate in rates[other.label].items() if rate > 0}
+                spread = try_spread(ratios(rates[ours.label], usable))
+                yield _row(measured, f"{cell.name}: goodput, {ours.label} against {other.label}", spread, "x", None)
 
 
 def _shared(measured: Measured) -> Iterator[Show]:
@@ -200,6 +226,8 @@ def _split(measured: Measured) -> tuple[list[_Label], list[_Label]]:
     """Return Kea's systems and the peers of this run."""
     labels = []
     for label in measured.labels:
+        if label == "machine":
+            continue
         name, _, precision = label.partition(" ")
         labels.append(_Label(label, name, Precision(precision)))
     return [one for one in labels if one.name == "kea"], [one for one in labels if one.name != "kea"]

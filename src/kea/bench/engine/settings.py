@@ -29,7 +29,7 @@ EMBEDDED = "embedded"
 NO_PEERS = "none"
 _LOAD, _RUN, _WHERE, _OUTPUT = "What is measured", "How", "Where things are", "Output"
 _MIN_LEN, _MAX_LEN = 1, 2048
-_QUICK_LIMIT_S, _QUICK_LOAD_S = 270.0, 100.0
+_QUICK_LIMIT_S, _QUICK_LOAD_S = 270.0, 140.0
 _QUICK_SCENARIOS = ("prefill", "decode", "cache", "overhead", "latency")
 _DEFAULT_LENS = ((64, 16), (256, 32), (512, 64))  # of arrivals without a trace, in turn
 

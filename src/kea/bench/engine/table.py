@@ -14,8 +14,8 @@ from rich.text import Text
 
 from kea.bench.base import Report, Show
 from kea.bench.engine.base import Precision
-from kea.bench.engine.cells import Cell
-from kea.bench.engine.figures import Measured, bound_seconds, seconds_of, values_of
+from kea.bench.engine.cells import ALONE, Cell
+from kea.bench.engine.figures import Measured, bound_seconds, goodputs, medians, objective, seconds_of, values_of
 
 _ABSENT = "-"
 
@@ -64,10 +64,25 @@ def _add_cell(table: Table, measured: Measured, cell: Cell, labels: list[str], p
 
 
 def _add_other(table: Table, measured: Measured, cell: Cell, labels: list[str], bounds: list[str]) -> None:
-    if cell.scenario == "latency":
+    if cell.scenario == "arrivals":
+        _add_arrivals(table, measured, cell, labels, bounds)
+    else:
         errors = [values_of(measured, label, cell.name, "median_error_ratio").values() for label in labels]
         spelled = [f"{100 * statistics.median(v[0] for v in one):.1f}" if one else _ABSENT for one in errors]
         table.add_row(f"{cell.name}, median error (%)", *bounds, *spelled)
+
+
+def _add_arrivals(table: Table, measured: Measured, cell: Cell, labels: list[str], bounds: list[str]) -> None:
+    times = [medians(measured, label, cell.name) for label in labels]
+    for number, what in enumerate(("TTFT", "TPOT")):
+        values = [None if one is None else one[number] for one in times]
+        spelled = [_ABSENT if value is None else f"{1000 * value:,.1f}" for value in values]
+        table.add_row(f"{cell.name}, {what} (ms)", *bounds, *spelled)
+    found = objective(measured)
+    if found is not None and cell.name != ALONE:
+        rates = [goodputs(measured, label, cell.name, found[1]).values() for label in labels]
+        spelled = [f"{statistics.median(one):.2f}" if one else _ABSENT for one in rates]
+        table.add_row(f"{cell.name}, goodput (requests/s)", *bounds, *spelled)
 
 
 def _spelling(cell: Cell) -> tuple[Callable[[float], str], str]:

@@ -12,7 +12,10 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, TextIO
+
+_STEPPING = Path(__file__).with_name("stepping.py")
 
 
 def answer(driver: Any, order: dict[str, Any]) -> dict[str, Any]:
@@ -34,14 +37,22 @@ def answer(driver: Any, order: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_driver(path: str) -> Any:
-    """Import the file at `path` and return what its `create_driver` makes."""
-    spec = importlib.util.spec_from_file_location("kea_bench_driver", path)
+    """Import the file at `path` and return what its `create_driver` makes, or its `create_engine` to be stepped."""
+    module = load_module(Path(path))
+    if hasattr(module, "create_driver"):
+        return module.create_driver()
+    return load_module(_STEPPING).Driver(module.create_engine())
+
+
+def load_module(path: Path) -> Any:
+    """Import a file that is in no package that this python knows."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is no python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    return module.create_driver()
+    return module
 
 
 def serve(driver: Any, orders: Iterable[str], answers: TextIO) -> None:

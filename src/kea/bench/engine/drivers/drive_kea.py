@@ -212,6 +212,7 @@ def _timed(owner: type, name: str, spent: dict[str, float], key: str) -> Iterato
 def _latencies(request: Request, marks: list[float]) -> dict[str, float | None]:
     gaps = [later - earlier for earlier, later in itertools.pairwise(marks)]
     return {
+        "offset_s": request[0],
         "ttft_s": marks[0] - request[0],
         "tpot_s": statistics.fmean(gaps) if gaps else None,
         "e2e_s": marks[-1] - request[0],

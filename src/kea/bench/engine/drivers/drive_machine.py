@@ -76,7 +76,7 @@ class Driver:
         return list(self._pool.map(lambda part: x @ part.T, w.chunk(self._threads)))
 
 
-@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator, unused-ignore]
+@numba.njit(nogil=True)  # type: ignore[untyped-decorator, unused-ignore]
 def _sum(values: Any) -> int:
     total = 0
     for index in range(values.size):
