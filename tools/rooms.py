@@ -8,6 +8,7 @@ FRONT_DOOR = ""  # kea/__init__.py: what application authors import
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("types",),
+    ("kernels",),
     ("program", "memory", "attention", "store"),
     ("models", "encoder"),
     ("engine",),
@@ -35,6 +36,7 @@ FORBIDDEN: dict[str, frozenset[str]] = {
     "kea.program": PURE,
     "kea.memory": PURE,
     "kea.scheduler": PURE,
+    "kea.kernels": HTTP | frozenset({"torch", "transformers", "triton"}),
     "kea.attention": HTTP,
     "kea.models": HTTP,
     "kea.engine": HTTP,

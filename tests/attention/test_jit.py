@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
-from typing import Any
 
 import numba
 import pytest
 import torch
+from numba.core.caching import FunctionCache
 
 from kea.attention.jit import compiled, running_kernels, spread
 
@@ -47,17 +46,10 @@ def test_work_is_spread_over_threads_and_its_error_is_raised_after_all_have_ende
 def test_where_nothing_can_be_kept_on_disk_kernels_still_compile_and_say_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    original = numba.njit
+    def refuse(_self: object, _function: object) -> None:
+        raise RuntimeError("cannot cache function: no locator available")
 
-    def refusing(*, cache: bool, **options: Any) -> Callable[..., Any]:
-        def decorate(function: Callable[..., Any]) -> Any:
-            if cache:
-                raise RuntimeError("cannot cache function: no locator available")
-            return original(**options)(function)
-
-        return decorate
-
-    monkeypatch.setattr(numba, "njit", refusing)
+    monkeypatch.setattr(FunctionCache, "__init__", refuse)
 
     def double(x: int) -> int:
         return 2 * x

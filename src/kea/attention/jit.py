@@ -6,7 +6,6 @@ and no models; their kernels are decorated here.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -16,12 +15,10 @@ from typing import Any, TypeVar
 import numba
 import torch
 
-logger = logging.getLogger(__name__)
+from kea.kernels.caching import keep_on_disk
+from kea.kernels.program import FAST_SUMS
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-# Sums may be formed in vectors; what is not finite keeps its meaning, since masked logits are -inf.
-FAST_SUMS = frozenset({"reassoc", "contract", "nsz"})
 
 # numba's own pool sleeps between kernels. Its OpenMP layer spins at barriers, as torch's does: on cores that others use
 # too, products were measured ten times slower so. The pool takes one caller at a time; a second ends the process.
@@ -42,17 +39,13 @@ _BUDGET = _Budget()
 def compiled(*, parallel: bool = False, exact: bool = False) -> Callable[[F], F]:
     """Compile a kernel on its first call, for the types of that call, without the interpreter's lock.
 
-    The machine code is kept on disk beside the module or, where that is read-only, in the user's cache; where neither
-    can be written it is compiled anew in every process, with a warning. `exact`: no sum is reordered.
+    The machine code is kept on disk (`kea.kernels.caching`). `exact`: no sum is reordered.
     """
 
     def decorate(function: F) -> F:
         options = {"parallel": parallel, "nogil": True, "fastmath": False if exact else set(FAST_SUMS)}
-        try:
-            kernel: F = numba.njit(cache=True, **options)(function)
-        except RuntimeError as error:
-            logger.warning("The compiled kernel %s cannot be kept on disk: %s", function.__name__, error)
-            kernel = numba.njit(cache=False, **options)(function)
+        kernel: F = numba.njit(**options)(function)
+        keep_on_disk(kernel)
         return kernel
 
     return decorate

@@ -13,19 +13,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kea.kernels.matrix import PanelMatrix, pack_matrix, padded
 from kea.models.lean.spec import DecoderSpec
 
 F32 = NDArray[np.float32]
-Matrix = NDArray[Any]  # [N, K] float32, or uint16: the upper half of a float32, which is bfloat16
 
 NO_BIAS: F32 = np.empty(0, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """x -> x W^T + b. `bias` [N], or [0] where there is none."""
+    """x -> x W^T + b. `bias` [padded N], or [0] where there is none."""
 
-    weight: Matrix
+    weight: PanelMatrix
     bias: F32
 
 
@@ -60,54 +60,46 @@ class LayerWeights:
 class DecoderWeights:
     """The whole model. A tied `head` shares its matrix with `embedding` [V, K]."""
 
-    embedding: Matrix
+    embedding: PanelMatrix
     layers: tuple[LayerWeights, ...]
     final_norm: Norm
     head: Linear
 
 
-def fuse_weights(model: Any, spec: DecoderSpec) -> DecoderWeights:
-    """Copy the weights of a transformers model in fp32 on the CPU into our layout."""
+def fuse_weights(model: Any, spec: DecoderSpec, *, quantize: bool = False) -> DecoderWeights:
+    """Copy the weights of a transformers model in fp32 on the CPU into our layout; `quantize`: matrices as int8."""
     with torch.no_grad():
-        embedding = pack([model.get_input_embeddings().weight])
+        embedding = _stacked([model.get_input_embeddings().weight], quantize=quantize)
         head = model.get_output_embeddings()
         tied = head.weight is model.get_input_embeddings().weight
         return DecoderWeights(
             embedding=embedding,
-            layers=tuple(_layer(layer, spec) for layer in model.model.layers),
+            layers=tuple(_layer(layer, spec, quantize=quantize) for layer in model.model.layers),
             final_norm=_norm(model.model.norm, spec),
-            head=Linear(embedding if tied else pack([head.weight]), _bias([head])),
+            head=Linear(embedding if tied else _stacked([head.weight], quantize=quantize), _bias([head])),
         )
 
 
-def pack(parts: Sequence[torch.Tensor]) -> Matrix:
-    """Stack fp32 matrices by rows; in bfloat16 where every value is one, which a 16-bit checkpoint makes them."""
-    stacked = torch.cat([part.detach() for part in parts]).contiguous().numpy()
-    bits = stacked.view(np.uint32)
-    if np.any(bits[:64] & 0xFFFF) or np.any(bits & 0xFFFF):
-        return stacked
-    return np.ascontiguousarray((bits >> 16).astype(np.uint16))
+def _stacked(parts: Sequence[torch.Tensor], *, quantize: bool) -> PanelMatrix:
+    """Pack matrices, one below the other."""
+    return pack_matrix(torch.cat([part.detach() for part in parts]).contiguous().numpy(), quantize=quantize)
 
 
-def expand(matrix: Matrix) -> F32:
-    """Return the values of a packed matrix, or of some of its rows, in fp32."""
-    if matrix.dtype == np.float32:
-        return matrix
-    return (matrix.astype(np.uint32) << 16).view(np.float32)
-
-
-def _layer(layer: Any, spec: DecoderSpec) -> LayerWeights:
+def _layer(layer: Any, spec: DecoderSpec, *, quantize: bool) -> LayerWeights:
     attention, mlp, names = layer.self_attn, layer.mlp, spec.family.norms
 
     def norm_at(owner: Any, name: str | None) -> Norm | None:
         module = None if name is None else getattr(owner, name, None)
         return None if module is None else _norm(module, spec)
 
+    def linear(owner: Any, *choices: tuple[str, ...]) -> Linear:
+        return _linear(owner, *choices, quantize=quantize)
+
     return LayerWeights(
-        qkv=_linear(attention, ("qkv_proj",), ("q_proj", "k_proj", "v_proj")),
-        out=_linear(attention, ("o_proj",)),
-        gate_up=_linear(mlp, ("gate_up_proj",), ("gate_proj", "up_proj")),
-        down=_linear(mlp, ("down_proj",)),
+        qkv=linear(attention, ("qkv_proj",), ("q_proj", "k_proj", "v_proj")),
+        out=linear(attention, ("o_proj",)),
+        gate_up=linear(mlp, ("gate_up_proj",), ("gate_proj", "up_proj")),
+        down=linear(mlp, ("down_proj",)),
         before_attention=norm_at(layer, names.before_attention),
         after_attention=norm_at(layer, names.after_attention),
         before_mlp=norm_at(layer, names.before_mlp),
@@ -117,11 +109,11 @@ def _layer(layer: Any, spec: DecoderSpec) -> LayerWeights:
     )
 
 
-def _linear(owner: Any, *choices: tuple[str, ...]) -> Linear:
+def _linear(owner: Any, *choices: tuple[str, ...], quantize: bool) -> Linear:
     """Fuse the first set of projections that `owner` has."""
     names = next(names for names in choices if hasattr(owner, names[0]))
     modules = [getattr(owner, name) for name in names]
-    return Linear(pack([module.weight for module in modules]), _bias(modules))
+    return Linear(_stacked([module.weight for module in modules], quantize=quantize), _bias(modules))
 
 
 def _bias(modules: Sequence[Any]) -> F32:
@@ -132,7 +124,8 @@ def _bias(modules: Sequence[Any]) -> F32:
         torch.zeros(module.weight.shape[0]) if bias is None else bias.detach().float()
         for module, bias in zip(modules, biases, strict=True)
     ]
-    return _array(torch.cat(parts))
+    bias = torch.cat(parts)
+    return _array(torch.nn.functional.pad(bias, (0, padded(len(bias)) - len(bias))))
 
 
 def _norm(module: Any, spec: DecoderSpec) -> Norm:

@@ -1,0 +1,135 @@
+"""A weight matrix in panels: how it is packed, quantized, read back, and multiplied with. Knows no models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kea.kernels import panels
+from kea.kernels.panels import BYTE, FULL, HALF, LANES, VALUES
+from kea.kernels.program import Operation, aligned_zeros
+from kea.kernels.tiles import TILE_DEPTH, TILE_ROWS, has_tiles, tile_config
+
+F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
+
+PAIR_COLUMNS = 2 * LANES
+CHUNK_ROWS = 256
+CHUNK_PAIRS = 8
+CHUNKS_PER_THREAD = 8
+"""How a product is cut: many rows into chunks of 256 columns, whose weights stay in a core's second cache; few into
+as many chunks as keep a thread from waiting long for the last one."""
+
+
+def padded(size: int, unit: int = PAIR_COLUMNS) -> int:
+    return -(-size // unit) * unit
+
+
+@dataclass(frozen=True, slots=True)
+class PanelMatrix:
+    """W [N, K] as `panels` [padded N / 16, padded K / values, 16, values]; `kind` is FULL, HALF or BYTE.
+
+    `scales` [padded N]: what a row of int8 weights is multiplied by; [0] for other kinds.
+    """
+
+    panels: NDArray[Any]
+    kind: int
+    num_columns: int
+    depth: int
+    scales: F32
+
+    @property
+    def padded_columns(self) -> int:
+        return int(self.panels.shape[0]) * LANES
+
+    @property
+    def padded_depth(self) -> int:
+        return int(self.panels.shape[1]) * VALUES[self.kind]
+
+    @property
+    def takes_tiles(self) -> bool:
+        """Whether rows of x are to be cut into tiles for this matrix, on this machine."""
+        return self.kind in panels.TILES_PRODUCTS and has_tiles()
+
+    def rows(self, indices: I64) -> F32:
+        """Return some rows of W [len(indices), K] in fp32."""
+        found = self.panels[indices // LANES, :, indices % LANES].reshape(len(indices), -1)[:, : self.depth]
+        if self.kind == HALF:
+            return (found.astype(np.uint32) << 16).view(np.float32)
+        wide = found.astype(np.float32)
+        return wide * self.scales[indices, None] if self.kind == BYTE else wide
+
+
+def pack_matrix(weight: F32, *, quantize: bool = False) -> PanelMatrix:
+    """Pack W [N, K] of fp32: as bfloat16 where that loses nothing, as int8 with a scale per row where `quantize`."""
+    num_columns, depth = weight.shape
+    scales = np.empty(0, np.float32)
+    kind, values = FULL, weight
+    if quantize:
+        kind = BYTE
+        largest = np.maximum(np.abs(weight).max(axis=1), np.float32(1e-30))
+        scales = np.zeros(padded(num_columns), np.float32)
+        scales[:num_columns] = largest / np.float32(127.0)
+        values = np.rint(weight / scales[:num_columns, None]).astype(np.int8)
+    elif not np.any(weight.view(np.uint32)[:64] & 0xFFFF) and not np.any(weight.view(np.uint32) & 0xFFFF):
+        kind, values = HALF, (weight.view(np.uint32) >> 16).astype(np.uint16)
+    return PanelMatrix(_panels(values, kind), kind, num_columns, depth, scales)
+
+
+def _panels(values: NDArray[Any], kind: int) -> NDArray[Any]:
+    unit = VALUES[kind]
+    num_columns, depth = values.shape
+    packed = aligned_zeros((padded(num_columns) // LANES, padded(depth, TILE_DEPTH) // unit, LANES, unit), values.dtype)
+    for panel in range(-(-num_columns // LANES)):
+        part = values[panel * LANES : (panel + 1) * LANES]
+        target = packed[panel, :, : len(part)].transpose(1, 0, 2)
+        steps = depth // unit
+        target[:, :steps] = part[:, : steps * unit].reshape(len(part), steps, unit)
+        if depth % unit:
+            target[:, steps, : depth % unit] = part[:, steps * unit :]
+    return packed
+
+
+def tiles_bytes(num_rows: int, depth: int) -> int:
+    """Return the bytes that rows of x take when they are cut into tiles."""
+    return -(-num_rows // panels.BLOCK_ROWS) * (padded(depth, TILE_DEPTH) // TILE_DEPTH) * panels.BLOCK_STEP_BYTES
+
+
+def record_product(
+    matrix: PanelMatrix, bias: F32, x: NDArray[Any], out: F32, num_threads: int
+) -> tuple[Operation, list[object]]:
+    """Return the operation out = x W^T + bias, and what must live as long as it.
+
+    x [M, padded K] fp32, or its tiles (uint8) if the matrix takes them; out [M, padded N]; `bias` [padded N] or [0].
+    """
+    num_rows = len(out)
+    pairs = matrix.padded_columns // PAIR_COLUMNS
+    num_panels = 2 * pairs
+    chunk_rows, chunk_panels = CHUNK_ROWS, 2 * max(1, pairs // (CHUNKS_PER_THREAD * num_threads))
+    if num_rows > CHUNK_ROWS // 2:
+        chunk_panels = 2 * -(-pairs // max(1, pairs // CHUNK_PAIRS))
+    full, tail = tile_config((TILE_ROWS,) * 8), _tail_config(num_rows % panels.BLOCK_ROWS)
+    arguments = np.zeros(panels.NUM_ARGUMENTS, np.int64)
+    arguments[panels.X], arguments[panels.X_STRIDE] = x.ctypes.data, 0 if matrix.takes_tiles else x.strides[0]
+    arguments[panels.W], arguments[panels.PANEL_BYTES] = matrix.panels.ctypes.data, matrix.panels.strides[0]
+    arguments[panels.DEPTH] = matrix.padded_depth
+    arguments[panels.OUT], arguments[panels.OUT_STRIDE] = out.ctypes.data, out.strides[0]
+    arguments[panels.NUM_ROWS], arguments[panels.NUM_PANELS] = num_rows, num_panels
+    arguments[panels.CHUNK_ROWS], arguments[panels.CHUNK_PANELS] = chunk_rows, chunk_panels
+    arguments[panels.SCALE] = matrix.scales.ctypes.data if matrix.scales.size else 0
+    arguments[panels.BIAS] = bias.ctypes.data if bias.size else 0
+    arguments[panels.CONFIG], arguments[panels.TAIL_CONFIG] = full.ctypes.data, tail.ctypes.data
+    kernel = panels.TILES_PRODUCTS[matrix.kind] if matrix.takes_tiles else panels.ROWS_PRODUCTS[matrix.kind]
+    num_chunks = -(-num_rows // chunk_rows) * -(-num_panels // chunk_panels)
+    return Operation(kernel, arguments, num_chunks), [matrix, bias, x, out, full, tail]
+
+
+def _tail_config(rest: int) -> NDArray[np.uint8]:
+    """The registers' rows for the last block: sums in 0 to 3, weights in 4 and 5, x in 6 and 7, or in 2, 3 and 6."""
+    upper, lower = min(rest, TILE_ROWS), max(0, rest - TILE_ROWS)
+    if lower:
+        return tile_config((upper, upper, lower, lower, TILE_ROWS, TILE_ROWS, upper, lower))
+    return tile_config((upper, upper, upper, upper, TILE_ROWS, TILE_ROWS, upper, upper))

@@ -1,0 +1,367 @@
+"""Products of few or many rows with weights in panels, in vector registers or in tiles. Knows no models.
+
+A matrix W [N, K] lies in *panels* of 16 rows of W; within a panel the values of one k, or of the 2 or 4 next to each
+other where they take fewer bits, lie together for all 16 rows: one unit of 64 bytes, [16, 64 / 16 / size]. So sums over
+k need no reduction across a register, a panel is read from its begin to its end, and a unit of bfloat16 is a row of
+Intel's tiles.
+
+Rows of x meet tiles as three bfloat16 numbers whose sum is x, exactly: 24 bits of an fp32 significand are 3 times 8.
+Products of two bfloat16 are exact in fp32 and sums are formed in fp32, so the result is one of fp32 arithmetic. (The
+decomposition is that of Henry, Tang and Heinecke, "Leveraging the bfloat16 Artificial Intelligence Datatype For
+Higher-Precision Computations", 2019.) An fp32 weight is cut the same way; of the nine products, the three that are
+below the last bit are left out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import carray, literally, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from kea.kernels import tiles
+from kea.kernels.machine import F32, I64, f32_at, i64_at, pointer
+from kea.kernels.program import Kernel
+from kea.kernels.tiles import TILE_BYTES, TILE_DEPTH, TILE_ROWS
+
+LANES = 16
+UNIT_BYTES = 64
+FULL, HALF, BYTE = range(3)
+VALUES = {FULL: 1, HALF: 2, BYTE: 4}
+WEIGHT_BYTES = (4, 2, 1)
+"""The kinds of weights (fp32, bfloat16, int8), how many values of one row of W a unit holds, bytes of a weight."""
+
+_WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
+ROW_BLOCK, PANEL_BLOCK = (8, 2) if _WIDE else (4, 1)
+"""Sums that stay in vector registers: 16 of the 32 with AVX-512, 8 of the 16 registers without."""
+
+BLOCK_ROWS = 32
+SPLITS = 3
+BLOCK_STEP_BYTES = SPLITS * 2 * TILE_BYTES
+"""Rows that one pass over tiles takes; bytes of those rows for 32 values of k: three parts of two tiles."""
+
+CACHED_STEPS = 6
+"""Steps of k for which a block of x, at 6 KiB a step, stays in a core's first cache while the panels pass by."""
+
+VECTOR = ir.VectorType(F32, LANES)
+INTS = ir.VectorType(ir.IntType(32), LANES)
+
+# Arguments of a product: addresses, sizes in bytes where not said otherwise; SCALE and BIAS are 0 where there is none.
+(
+    X,
+    X_STRIDE,
+    W,
+    PANEL_BYTES,
+    DEPTH,  # of k, in values
+    OUT,
+    OUT_STRIDE,
+    NUM_ROWS,
+    NUM_PANELS,
+    CHUNK_ROWS,
+    CHUNK_PANELS,
+    SCALE,
+    BIAS,
+    CONFIG,
+    TAIL_CONFIG,
+    NUM_ARGUMENTS,
+) = range(16)
+
+
+def _splat(builder: Any, value: Any) -> Any:
+    one = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), value, ir.IntType(32)(0))
+    return builder.shuffle_vector(one, ir.Constant(VECTOR, ir.Undefined), ir.Constant(INTS, None))
+
+
+def _ints(value: int) -> Any:
+    return ir.Constant(INTS, [value] * LANES)
+
+
+def _widen(builder: Any, kind: int, address: Any) -> list[Any]:
+    """Load a unit; return its values of each k as fp32 vectors over the 16 rows of W."""
+    if kind == FULL:
+        return [builder.load(pointer(builder, address), typ=VECTOR, align=4)]
+    bits = builder.load(pointer(builder, address), typ=INTS, align=4)
+    if kind == HALF:
+        halves = [builder.shl(bits, _ints(16)), builder.and_(bits, _ints(0xFFFF0000))]
+        return [builder.bitcast(half, VECTOR) for half in halves]
+    found = []
+    for byte in range(4):
+        signed = builder.ashr(builder.shl(bits, _ints(24 - 8 * byte)), _ints(24))
+        found.append(builder.sitofp(signed, VECTOR))
+    return found
+
+
+def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    kind = ir.FunctionType(VECTOR, [VECTOR] * 3)
+    return builder.call(builder.module.declare_intrinsic("llvm.fma.v16f32", (), kind), [a, b, c])
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def dot_panels(
+    _typing: Any, kind: Any, rows: Any, panels: Any, x: Any, x_stride: Any, w: Any, panel_bytes: Any, units: Any,
+    out: Any, out_stride: Any,
+) -> Any:  # fmt: skip
+    """Write the products of `rows` rows of x and `panels` panels; kind, rows and panels are literals."""
+    if not all(isinstance(number, types.IntegerLiteral) for number in (kind, rows, panels)):
+        return None
+    values = VALUES[kind.literal_value]
+
+    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        _, _, _, x, x_stride, w, panel_bytes, units, out, out_stride = args
+        num_rows, num_panels = rows.literal_value, panels.literal_value
+        zero = ir.Constant(VECTOR, [0.0] * LANES)
+        sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(num_panels)] for _ in range(num_rows)]
+        for row in sums:
+            for total in row:
+                builder.store(zero, total)
+        with cgutils.for_range(builder, units, intp=I64) as loop:
+            unit = builder.mul(loop.index, I64(UNIT_BYTES))
+            first = builder.mul(loop.index, I64(4 * values))
+            widened = [
+                _widen(builder, kind.literal_value, builder.add(builder.add(w, unit), builder.mul(I64(p), panel_bytes)))
+                for p in range(num_panels)
+            ]
+            for m in range(num_rows):
+                row = builder.add(builder.add(x, first), builder.mul(I64(m), x_stride))
+                for j in range(values):
+                    at = pointer(builder, builder.add(row, I64(4 * j)))
+                    value = _splat(builder, builder.load(at, typ=F32, align=4))
+                    for p in range(num_panels):
+                        total = builder.load(sums[m][p], typ=VECTOR)
+                        builder.store(_fma(builder, value, widened[p][j], total), sums[m][p])
+        for m in range(num_rows):
+            row = builder.add(out, builder.mul(I64(m), out_stride))
+            for p in range(num_panels):
+                at = pointer(builder, builder.add(row, I64(UNIT_BYTES * p)))
+                builder.store(builder.load(sums[m][p], typ=VECTOR), at, align=4)
+        return context.get_dummy_value()
+
+    signature = types.void(kind, rows, panels, *[types.int64] * 7)
+    return signature, emit
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def cut_unit(_typing: Any, kind: Any, source: Any, target: Any, part_bytes: Any) -> Any:
+    """Turn a unit of int8 into two rows of a tile, or two units of fp32 into one row of each of three tiles."""
+    if not isinstance(kind, types.IntegerLiteral):
+        return None
+
+    def pair(builder: Any, low: Any, high: Any) -> Any:
+        low = builder.lshr(builder.bitcast(low, INTS), _ints(16))
+        return builder.or_(low, builder.and_(builder.bitcast(high, INTS), _ints(0xFFFF0000)))
+
+    def top(builder: Any, value: Any) -> Any:
+        return builder.bitcast(builder.and_(builder.bitcast(value, INTS), _ints(0xFFFF0000)), VECTOR)
+
+    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        _, source, target, part_bytes = args
+        if kind.literal_value == BYTE:
+            values = _widen(builder, BYTE, source)
+            for i in range(2):
+                at = pointer(builder, builder.add(target, I64(UNIT_BYTES * i)))
+                builder.store(pair(builder, values[2 * i], values[2 * i + 1]), at, align=64)
+            return context.get_dummy_value()
+        rest = [
+            builder.load(pointer(builder, builder.add(source, I64(UNIT_BYTES * i))), typ=VECTOR, align=4)
+            for i in range(2)
+        ]
+        for part in range(SPLITS):
+            at = pointer(builder, builder.add(target, builder.mul(part_bytes, I64(part))))
+            builder.store(pair(builder, *rest), at, align=64)
+            rest = [builder.fsub(value, top(builder, value)) for value in rest]
+        return context.get_dummy_value()
+
+    return types.void(kind, types.int64, types.int64, types.int64), emit
+
+
+@njit(nogil=True)  # type: ignore[untyped-decorator]
+def finish(sums: tuple[int, int], num_rows: int, columns: tuple[int, int], scale: int, bias: int) -> None:
+    """Scale some columns of a product and add the bias, where there are such. `sums`: where they begin, row stride;
+    `columns`: the first one's number, how many.
+    """
+    if scale == 0 and bias == 0:
+        return
+    (out, out_stride), (column, num_columns) = sums, columns
+    for m in range(num_rows):
+        row = carray(f32_at(out + m * out_stride), num_columns)
+        if scale != 0:
+            factors = carray(f32_at(scale + 4 * column), num_columns)
+            for n in range(num_columns):
+                row[n] *= factors[n]
+        if bias != 0:
+            terms = carray(f32_at(bias + 4 * column), num_columns)
+            for n in range(num_columns):
+                row[n] += terms[n]
+
+
+@njit(nogil=True)  # type: ignore[untyped-decorator]
+def rows_chunk(kind: int, address: int, chunk: int) -> None:
+    """One chunk of a product in vector registers: some rows of x with some panels."""
+    literally(kind)
+    a = carray(i64_at(address), NUM_ARGUMENTS)
+    row, panel, num_rows, last = part_of(a, chunk)
+    x, x_stride, out_stride, panel_bytes = a[X] + row * a[X_STRIDE], a[X_STRIDE], a[OUT_STRIDE], a[PANEL_BYTES]
+    units = a[DEPTH] * WEIGHT_BYTES[kind] // 4
+    for p in range(panel, last, PANEL_BLOCK):
+        w, out = a[W] + p * panel_bytes, a[OUT] + row * out_stride + p * UNIT_BYTES
+        m = 0
+        while m + ROW_BLOCK <= num_rows:
+            at, to = x + m * x_stride, out + m * out_stride
+            dot_panels(kind, ROW_BLOCK, PANEL_BLOCK, at, x_stride, w, panel_bytes, units, to, out_stride)
+            m += ROW_BLOCK
+        if num_rows - m >= 4:
+            at, to = x + m * x_stride, out + m * out_stride
+            dot_panels(kind, 4, PANEL_BLOCK, at, x_stride, w, panel_bytes, units, to, out_stride)
+            m += 4
+        if num_rows - m >= 2:
+            at, to = x + m * x_stride, out + m * out_stride
+            dot_panels(kind, 2, PANEL_BLOCK, at, x_stride, w, panel_bytes, units, to, out_stride)
+            m += 2
+        if num_rows > m:
+            at, to = x + m * x_stride, out + m * out_stride
+            dot_panels(kind, 1, PANEL_BLOCK, at, x_stride, w, panel_bytes, units, to, out_stride)
+        finish((out, out_stride), num_rows, (p * LANES, PANEL_BLOCK * LANES), a[SCALE], a[BIAS])
+
+
+@njit(nogil=True)  # type: ignore[untyped-decorator]
+def part_of(a: NDArray[np.int64], chunk: int) -> tuple[int, int, int, int]:
+    """Return a chunk's first row of x, first panel, number of rows, and one past its last panel."""
+    groups = (a[NUM_PANELS] + a[CHUNK_PANELS] - 1) // a[CHUNK_PANELS]
+    row, panel = chunk // groups * a[CHUNK_ROWS], chunk % groups * a[CHUNK_PANELS]
+    return row, panel, min(a[CHUNK_ROWS], a[NUM_ROWS] - row), min(panel + a[CHUNK_PANELS], a[NUM_PANELS])
+
+
+@njit(nogil=True)  # type: ignore[untyped-decorator]
+def multiply_32(x: int, panels: tuple[int, int], steps: int, sums: tuple[int, int], adds: bool) -> None:
+    """Write the products of up to 32 rows of x with two panels over some steps of k; or add them to what is there."""
+    (w, panel_bytes), (out, stride) = panels, sums
+    if adds:
+        tiles.load(0, out, stride)
+        tiles.load(1, out + 64, stride)
+        tiles.load(2, out + 16 * stride, stride)
+        tiles.load(3, out + 16 * stride + 64, stride)
+    else:
+        tiles.zero(0)
+        tiles.zero(1)
+        tiles.zero(2)
+        tiles.zero(3)
+    for k in range(steps):
+        tiles.load(4, w + k * TILE_BYTES, 64)
+        tiles.load(5, w + panel_bytes + k * TILE_BYTES, 64)
+        if not adds:  # the weights come from memory the first time only
+            tiles.prefetch(w + 2 * panel_bytes + k * TILE_BYTES)
+            tiles.prefetch(w + 3 * panel_bytes + k * TILE_BYTES)
+        at = x + k * BLOCK_STEP_BYTES
+        for part in range(SPLITS):
+            tiles.load(6, at + part * 2 * TILE_BYTES, 64)
+            tiles.dot(0, 6, 4)
+            tiles.dot(1, 6, 5)
+            tiles.load(7, at + (part * 2 + 1) * TILE_BYTES, 64)
+            tiles.dot(2, 7, 4)
+            tiles.dot(3, 7, 5)
+    tiles.store(0, out, stride)
+    tiles.store(1, out + 64, stride)
+    tiles.store(2, out + 16 * stride, stride)
+    tiles.store(3, out + 16 * stride + 64, stride)
+
+
+@njit(nogil=True)  # type: ignore[untyped-decorator]
+def multiply_16(x: int, panels: tuple[int, int], steps: int, sums: tuple[int, int]) -> None:
+    """Write the products of up to 16 rows of x with two panels."""
+    (w, panel_bytes), (out, stride) = panels, sums
+    tiles.zero(0)
+    tiles.zero(1)
+    for k in range(steps):
+        tiles.load(4, w + k * TILE_BYTES, 64)
+        tiles.load(5, w + panel_bytes + k * TILE_BYTES, 64)
+        tiles.prefetch(w + 2 * panel_bytes + k * TILE_BYTES)
+        tiles.prefetch(w + 3 * panel_bytes + k * TILE_BYTES)
+        at = x + k * BLOCK_STEP_BYTES
+        tiles.load(2, at, 64)
+        tiles.dot(0, 2, 4)
+        tiles.dot(1, 2, 5)
+        tiles.load(3, at + 2 * TILE_BYTES, 64)
+        tiles.dot(0, 3, 4)
+        tiles.dot(1, 3, 5)
+        tiles.load(6, at + 4 * TILE_BYTES, 64)
+        tiles.dot(0, 6, 4)
+        tiles.dot(1, 6, 5)
+    tiles.store(0, out, stride)
+    tiles.store(1, out + 64, stride)
+
+
+@njit(nogil=True)  # type: ignore[untyped-decorator]
+def tiles_chunk(a: NDArray[np.int64], chunk: int, w: int, panel_bytes: int, first: int) -> None:
+    """One chunk of a product in tiles: `w` holds the bfloat16 panels from `first` on."""
+    row, panel, num_rows, last = part_of(a, chunk)
+    steps, out_stride = a[DEPTH] // TILE_DEPTH, a[OUT_STRIDE]
+    x = a[X] + row // BLOCK_ROWS * steps * BLOCK_STEP_BYTES
+    full = num_rows // BLOCK_ROWS
+    if full > 0:
+        tiles.configure(a[CONFIG])
+    part = steps if full == 1 else CACHED_STEPS
+    for block in range(full):
+        for k in range(0, steps, part):
+            rows = x + (block * steps + k) * BLOCK_STEP_BYTES
+            for p in range(panel, last, 2):
+                weights = (w + (p - first) * panel_bytes + k * TILE_BYTES, panel_bytes)
+                out = a[OUT] + (row + block * BLOCK_ROWS) * out_stride + p * UNIT_BYTES
+                multiply_32(rows, weights, min(part, steps - k), (out, out_stride), k > 0)
+    rest = num_rows - full * BLOCK_ROWS
+    if rest > 0:
+        tiles.configure(a[TAIL_CONFIG])
+        x += full * steps * BLOCK_STEP_BYTES
+        for p in range(panel, last, 2):
+            weights = (w + (p - first) * panel_bytes, panel_bytes)
+            out = a[OUT] + (row + full * BLOCK_ROWS) * out_stride + p * UNIT_BYTES
+            if rest > TILE_ROWS:
+                multiply_32(x, weights, steps, (out, out_stride), False)
+            else:
+                multiply_16(x, weights, steps, (out, out_stride))
+    tiles.release()
+    out = a[OUT] + row * out_stride + panel * UNIT_BYTES
+    finish((out, out_stride), num_rows, (panel * LANES, (last - panel) * LANES), a[SCALE], a[BIAS])
+
+
+def multiply_rows_full(address: int, chunk: int) -> None:
+    rows_chunk(FULL, address, chunk)
+
+
+def multiply_rows_half(address: int, chunk: int) -> None:
+    rows_chunk(HALF, address, chunk)
+
+
+def multiply_rows_byte(address: int, chunk: int) -> None:
+    rows_chunk(BYTE, address, chunk)
+
+
+def multiply_tiles_half(address: int, chunk: int) -> None:
+    a = carray(i64_at(address), NUM_ARGUMENTS)
+    tiles_chunk(a, chunk, a[W], a[PANEL_BYTES], 0)
+
+
+def multiply_tiles_byte(address: int, chunk: int) -> None:
+    """Weights of int8 become bfloat16, which holds them exactly, a chunk at a time in this core's cache."""
+    a = carray(i64_at(address), NUM_ARGUMENTS)
+    _, panel, _, last = part_of(a, chunk)
+    units = a[DEPTH] // 4
+    panel_bytes = a[DEPTH] * 2 * LANES
+    room = np.empty((last - panel) * panel_bytes + UNIT_BYTES, np.uint8)
+    start = (room.ctypes.data + UNIT_BYTES - 1) // UNIT_BYTES * UNIT_BYTES
+    for p in range(panel, last):
+        source, target = a[W] + p * a[PANEL_BYTES], start + (p - panel) * panel_bytes
+        for u in range(units):
+            cut_unit(BYTE, source + u * UNIT_BYTES, target + 2 * u * UNIT_BYTES, 0)
+    tiles_chunk(a, chunk, start, panel_bytes, panel)
+    room[0] = 0  # alive until here
+
+
+ROWS_PRODUCTS = (Kernel(multiply_rows_full), Kernel(multiply_rows_half), Kernel(multiply_rows_byte))
+"""By the kind of the weights: x as fp32 rows [M, DEPTH]."""
+
+TILES_PRODUCTS = {HALF: Kernel(multiply_tiles_half), BYTE: Kernel(multiply_tiles_byte)}
+"""By the kind of the weights: x as tiles [M / 32, DEPTH / 32, 3, 2, 16, 32] bfloat16."""

@@ -1,0 +1,168 @@
+"""Writes the lean decoder's forward down as a program of kernels, for one number of rows. Knows no requests.
+
+Between two pieces of the program stands a layer's attention, which the backend computes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kea.kernels.matrix import padded, record_product, tiles_bytes
+from kea.kernels.program import Kernel, Operation, Program
+from kea.models.base import ModelFacts
+from kea.models.lean import steps
+from kea.models.lean.buffers import Buffers
+from kea.models.lean.spec import DecoderSpec
+from kea.models.lean.weights import LayerWeights, Linear, Norm
+
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a program is recorded for: rows of the step, rows whose logits are wanted, threads that will run it."""
+
+    num_rows: int
+    num_logits: int
+    num_threads: int
+
+
+@dataclass(slots=True)
+class Recorder:
+    """Collects the operations of a piece. One per recording."""
+
+    spec: DecoderSpec
+    facts: ModelFacts
+    buffers: Buffers
+    shape: Shape
+    operations: list[Operation] = field(default_factory=list)
+    holds: list[object] = field(default_factory=list)
+
+    def piece(self) -> Program:
+        """Return what was recorded since the last piece."""
+        program = Program(self.operations, self.holds)
+        self.operations, self.holds = [], []
+        return program
+
+    def enter(
+        self, y: F32 | None, norms: tuple[Norm | None, Norm | None], to: Linear | None, *, last: bool = False
+    ) -> None:
+        """Add a block's result to the hidden rows; make the rows that the linear `to` takes. `norms`: behind, before.
+
+        `last`: only for the rows whose logits are wanted.
+        """
+        num_rows = self.shape.num_logits if last else self.shape.num_rows
+        after, before = norms
+        a = np.zeros(steps.NUM_ENTER, np.int64)
+        a[steps.X], a[steps.WIDTH] = self.hidden.ctypes.data, self.spec.hidden_size
+        if y is not None:
+            a[steps.Y], a[steps.Y_WIDTH] = y.ctypes.data, y.shape[1]
+        a[steps.NUM_ROWS] = num_rows
+        a[steps.INDEX] = self.logit_rows.ctypes.data if last else 0
+        a[steps.AFTER], a[steps.AFTER_BIAS] = _norm_addresses(after)
+        a[steps.BEFORE], a[steps.BEFORE_BIAS] = _norm_addresses(before)
+        a[steps.EPS], a[steps.SCALE] = _bits(self.spec.norm_eps), _bits(self.spec.residual_scale)
+        a[steps.CENTRED] = self.spec.family.centred
+        if to is not None:
+            rows = self.rows("last" if last else "normed", num_rows, self.spec.hidden_size)
+            a[steps.ROWS], a[steps.ROWS_WIDTH] = rows.ctypes.data, rows.shape[1]
+            if to.weight.takes_tiles:
+                a[steps.TILES] = self.tiles(num_rows, self.spec.hidden_size).ctypes.data
+        self._row_wise(steps.ENTER, a, num_rows)
+
+    def linear(self, name: str, x: F32, linear: Linear) -> F32:
+        """Record a product of rows, or of the tiles that were made of them."""
+        width = linear.weight.padded_columns
+        out: F32 = self.buffers.get(f"{name} {width}", len(x), width)
+        taken = self.tiles(len(x), linear.weight.depth) if linear.weight.takes_tiles else x
+        operation, holds = record_product(linear.weight, linear.bias, taken, out, self.shape.num_threads)
+        self.operations.append(operation)
+        self.holds += holds
+        return out
+
+    def heads(self, qkv: F32, layer: LayerWeights, index: int, phases: tuple[F32, F32]) -> None:
+        """Record how queries, keys and values become heads."""
+        spec = self.facts.layers[index]
+        a = np.zeros(steps.NUM_HEADS_ARGUMENTS, np.int64)
+        a[steps.QKV], a[steps.QKV_WIDTH], a[steps.H_ROWS] = qkv.ctypes.data, qkv.shape[1], len(qkv)
+        a[steps.NUM_HEADS], a[steps.NUM_KV] = spec.num_heads, spec.num_kv_heads
+        a[steps.KEY_DIM], a[steps.VALUE_DIM] = spec.key_dim, spec.value_dim
+        query, key, value = self.placed(index)
+        a[steps.QUERY], a[steps.KEY], a[steps.VALUE] = query.ctypes.data, key.ctypes.data, value.ctypes.data
+        a[steps.COS], a[steps.SIN], a[steps.PHASES] = phases[0].ctypes.data, phases[1].ctypes.data, phases[0].shape[1]
+        a[steps.PAIRS], a[steps.H_EPS] = self.spec.family.pairs, _bits(self.spec.norm_eps)
+        for norm, first in ((layer.query_norm, steps.QUERY_NORM), (layer.key_norm, steps.KEY_NORM)):
+            if norm is not None:
+                a[first], a[first + 2] = _norm_addresses(norm)
+                a[first + 1] = norm.weight.size
+        self._row_wise(steps.HEADS, a, len(qkv))
+
+    def gate(self, both: F32, to: Linear) -> F32:
+        """Record the gated activation."""
+        size = self.spec.intermediate_size
+        gated = self.rows("gated", len(both), size)
+        a = np.zeros(steps.NUM_GATE, np.int64)
+        a[steps.BOTH], a[steps.BOTH_WIDTH], a[steps.G_ROWS] = both.ctypes.data, both.shape[1], len(both)
+        a[steps.SIZE], a[steps.TANH] = size, self.spec.activation == "gelu_tanh"
+        a[steps.GATED], a[steps.GATED_WIDTH] = gated.ctypes.data, gated.shape[1]
+        a[steps.G_TILES] = self.tiles(len(both), size).ctypes.data if to.weight.takes_tiles else 0
+        self._row_wise(steps.GATE, a, len(both))
+        return gated
+
+    def cut(self, rows: F32, to: Linear) -> None:
+        """Record how rows become tiles, where the linear `to` takes them."""
+        if not to.weight.takes_tiles:
+            return
+        a = np.zeros(steps.NUM_CUT, np.int64)
+        a[steps.C_ROWS], a[steps.C_WIDTH], a[steps.C_NUM_ROWS] = rows.ctypes.data, rows.shape[1], len(rows)
+        a[steps.C_TILES] = self.tiles(len(rows), to.weight.depth).ctypes.data
+        self._row_wise(steps.CUT, a, len(rows))
+
+    # The step's arrays
+
+    @property
+    def hidden(self) -> F32:
+        return self.buffers.get("hidden", self.shape.num_rows, self.spec.hidden_size)
+
+    @property
+    def logit_rows(self) -> NDArray[np.int64]:
+        return self.buffers.get("logit_rows", self.shape.num_logits, dtype=np.int64)
+
+    def rows(self, name: str, num_rows: int, size: int) -> F32:
+        return self.buffers.get(f"{name} {size}", num_rows, padded(size))
+
+    def tiles(self, num_rows: int, depth: int) -> NDArray[np.uint8]:
+        size = tiles_bytes(num_rows, depth)
+        return self.buffers.get("tiles", -(-size // 4096), 4096, dtype=np.uint8)
+
+    def placed(self, index: int) -> tuple[F32, F32, F32]:
+        """Queries [T, H, Dk], keys [T, KV, Dk] and values [T, KV, Dv] of a layer."""
+        spec, num_rows = self.facts.layers[index], self.shape.num_rows
+        shapes = {
+            "query": (spec.num_heads, spec.key_dim),
+            "key": (spec.num_kv_heads, spec.key_dim),
+            "value": (spec.num_kv_heads, spec.value_dim),
+        }
+        query, key, value = (self.buffers.get(f"{name} {shape}", num_rows, *shape) for name, shape in shapes.items())
+        return query, key, value
+
+    def attended(self, index: int) -> F32:
+        spec = self.facts.layers[index]
+        return self.rows("attended", self.shape.num_rows, spec.num_heads * spec.value_dim)
+
+    def _row_wise(self, kernel: Kernel, arguments: NDArray[np.int64], num_rows: int) -> None:
+        self.operations.append(Operation(kernel, arguments, -(-num_rows // steps.CHUNK_ROWS)))
+        self.holds.append(arguments)
+
+
+def _norm_addresses(norm: Norm | None) -> tuple[int, int]:
+    if norm is None:
+        return 0, 0
+    return norm.weight.ctypes.data, norm.bias.ctypes.data if norm.bias.size else 0
+
+
+def _bits(value: float) -> int:
+    return int(np.float64(value).view(np.int64))

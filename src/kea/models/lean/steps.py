@@ -1,0 +1,138 @@
+"""The lean decoder's operations between its matrix products, as kernels of a program: each takes some rows of a step.
+
+Owns the order of their arguments. What computes one row is in `kernels.py`. Knows no models.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import carray, njit
+from numpy.typing import NDArray
+
+from kea.kernels.machine import bits_of_float, f32_at, float_of_bits, i64_at, number_at, u16_at
+from kea.kernels.panels import BLOCK_ROWS, BLOCK_STEP_BYTES, SPLITS
+from kea.kernels.program import Kernel
+from kea.kernels.tiles import TILE_BYTES, TILE_DEPTH, TILE_ROWS
+from kea.models.lean.kernels import activate, normalise, place_heads
+
+F32 = NDArray[np.float32]
+U16 = NDArray[np.uint16]
+I64 = NDArray[np.int64]
+
+CHUNK_ROWS = 4
+
+# Arguments of `enter`: addresses, sizes in values, EPS and SCALE as bits of fp64. 0 is an address of nothing.
+(X, WIDTH, Y, Y_WIDTH, NUM_ROWS, INDEX, AFTER, AFTER_BIAS, BEFORE, BEFORE_BIAS, EPS, SCALE, CENTRED, ROWS, ROWS_WIDTH,
+ TILES, NUM_ENTER) = range(17)  # fmt: skip
+
+# Arguments of `heads`.
+(QKV, QKV_WIDTH, H_ROWS, NUM_HEADS, NUM_KV, KEY_DIM, VALUE_DIM, QUERY, KEY, VALUE, COS, SIN, PHASES, PAIRS, QUERY_NORM,
+ QUERY_NORM_SIZE, QUERY_BIAS, KEY_NORM, KEY_NORM_SIZE, KEY_BIAS, H_EPS, NUM_HEADS_ARGUMENTS) = range(22)  # fmt: skip
+
+# Arguments of `gate`.
+BOTH, BOTH_WIDTH, G_ROWS, SIZE, TANH, GATED, GATED_WIDTH, G_TILES, NUM_GATE = range(9)
+
+# Arguments of `cut`.
+C_ROWS, C_WIDTH, C_NUM_ROWS, C_TILES, NUM_CUT = range(5)
+
+
+@njit(nogil=True)  # type: ignore[untyped-decorator]
+def cut_row(row: F32, m: int, address: int) -> None:
+    """Write row m [padded K] to the tiles at an address: three bfloat16 for each value, whose sum it is."""
+    steps = row.shape[0] // TILE_DEPTH
+    block = address + m // BLOCK_ROWS * steps * BLOCK_STEP_BYTES
+    first = block + m % BLOCK_ROWS // TILE_ROWS * TILE_BYTES + m % TILE_ROWS * 64
+    top = np.uint32(0xFFFF0000)
+    for k in range(steps):
+        part = carray(u16_at(first + k * BLOCK_STEP_BYTES), (SPLITS, 2 * TILE_BYTES // 2))
+        for j in range(TILE_DEPTH):
+            value = row[k * TILE_DEPTH + j]
+            bits = bits_of_float(value)
+            part[0, j] = np.uint16(bits >> np.uint32(16))
+            value -= float_of_bits(np.uint32(bits & top))
+            bits = bits_of_float(value)
+            part[1, j] = np.uint16(bits >> np.uint32(16))
+            value -= float_of_bits(np.uint32(bits & top))
+            part[2, j] = np.uint16(bits_of_float(value) >> np.uint32(16))
+
+
+@njit(nogil=True)  # type: ignore[untyped-decorator]
+def vector_at(address: int, size: int) -> F32:
+    """The values at an address, or none where it is 0."""
+    return carray(f32_at(address), size if address != 0 else 0)  # type: ignore[no-any-return]
+
+
+def enter(address: int, chunk: int) -> None:
+    """x += scale * y, with a norm behind the block where there is one; then the norm before the next block."""
+    a = carray(i64_at(address), NUM_ENTER)
+    eps, scale, width = number_at(address + 8 * EPS), number_at(address + 8 * SCALE), a[WIDTH]
+    after = (vector_at(a[AFTER], width), vector_at(a[AFTER_BIAS], width))
+    before = (vector_at(a[BEFORE], width), vector_at(a[BEFORE_BIAS], width))
+    for m in range(chunk * CHUNK_ROWS, min((chunk + 1) * CHUNK_ROWS, a[NUM_ROWS])):
+        source = m
+        if a[INDEX] != 0:
+            source = carray(i64_at(a[INDEX]), m + 1)[m]
+        x = carray(f32_at(a[X] + 4 * source * width), width)
+        if a[Y] != 0:
+            y = carray(f32_at(a[Y] + 4 * source * a[Y_WIDTH]), width)
+            if a[AFTER] != 0:
+                normalise(y, after, y, eps, a[CENTRED] != 0)
+            for k in range(width):
+                x[k] += scale * y[k]
+        if a[ROWS] == 0:
+            continue
+        row = carray(f32_at(a[ROWS] + 4 * m * a[ROWS_WIDTH]), a[ROWS_WIDTH])
+        if a[BEFORE] != 0:
+            normalise(x, before, row[:width], eps, a[CENTRED] != 0)
+        else:
+            for k in range(width):
+                row[k] = x[k]
+        if a[TILES] != 0:
+            cut_row(row, m, a[TILES])
+
+
+def heads(address: int, chunk: int) -> None:
+    """Queries, keys and values as heads, normalised and rotated where the model does so."""
+    a = carray(i64_at(address), NUM_HEADS_ARGUMENTS)
+    eps = number_at(address + 8 * H_EPS)
+    first = chunk * CHUNK_ROWS
+    count = min(CHUNK_ROWS, a[H_ROWS] - first)
+    source = carray(f32_at(a[QKV] + 4 * first * a[QKV_WIDTH]), (count, a[QKV_WIDTH]))
+    num_heads, num_kv, key_dim, value_dim, turns = a[NUM_HEADS], a[NUM_KV], a[KEY_DIM], a[VALUE_DIM], a[PHASES]
+    cos = carray(f32_at(a[COS] + 4 * first * turns), (count, turns))
+    sin = carray(f32_at(a[SIN] + 4 * first * turns), (count, turns))
+    query = carray(f32_at(a[QUERY] + 4 * first * num_heads * key_dim), (count, num_heads, key_dim))
+    key = carray(f32_at(a[KEY] + 4 * first * num_kv * key_dim), (count, num_kv, key_dim))
+    value = carray(f32_at(a[VALUE] + 4 * first * num_kv * value_dim), (count, num_kv, value_dim))
+    none = vector_at(0, 0)
+    query_norm = (
+        vector_at(a[QUERY_NORM], a[QUERY_NORM_SIZE]), vector_at(a[QUERY_BIAS], a[QUERY_NORM_SIZE]), eps,
+    )  # fmt: skip
+    key_norm = (vector_at(a[KEY_NORM], a[KEY_NORM_SIZE]), vector_at(a[KEY_BIAS], a[KEY_NORM_SIZE]), eps)
+    place_heads(source, 0, query, query_norm, (cos, sin, a[PAIRS] != 0))
+    place_heads(source, num_heads * key_dim, key, key_norm, (cos, sin, a[PAIRS] != 0))
+    still = (cos[:, :0], sin[:, :0], False)
+    place_heads(source, (num_heads + num_kv) * key_dim, value, (none, none, eps), still)
+
+
+def gate(address: int, chunk: int) -> None:
+    """act(gate) * up."""
+    a = carray(i64_at(address), NUM_GATE)
+    first = chunk * CHUNK_ROWS
+    count = min(CHUNK_ROWS, a[G_ROWS] - first)
+    both = carray(f32_at(a[BOTH] + 4 * first * a[BOTH_WIDTH]), (count, a[BOTH_WIDTH]))
+    gated = carray(f32_at(a[GATED] + 4 * first * a[GATED_WIDTH]), (count, a[GATED_WIDTH]))
+    activate(both[:, : 2 * a[SIZE]], gated[:, : a[SIZE]], a[TANH] != 0)
+    if a[G_TILES] != 0:
+        for m in range(count):
+            cut_row(gated[m], first + m, a[G_TILES])
+
+
+def cut(address: int, chunk: int) -> None:
+    """Rows into tiles."""
+    a = carray(i64_at(address), NUM_CUT)
+    for m in range(chunk * CHUNK_ROWS, min((chunk + 1) * CHUNK_ROWS, a[C_NUM_ROWS])):
+        cut_row(carray(f32_at(a[C_ROWS] + 4 * m * a[C_WIDTH]), a[C_WIDTH]), m, a[C_TILES])
+
+
+ENTER, HEADS, GATE, CUT = Kernel(enter), Kernel(heads), Kernel(gate), Kernel(cut)

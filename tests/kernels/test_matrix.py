@@ -1,0 +1,114 @@
+"""Products with weights in panels: every kind of weights on every path equals numpy's product in double precision."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from kea.kernels import matrix as matrices
+from kea.kernels.matrix import PanelMatrix, pack_matrix, padded, record_product, tiles_bytes
+from kea.kernels.panels import BYTE, FULL, HALF
+from kea.kernels.program import TEAM, Operation, Program, aligned_zeros
+from kea.kernels.tiles import has_tiles
+from kea.models.lean import steps
+
+F32 = NDArray[np.float32]
+NONE: F32 = np.empty(0, np.float32)
+
+
+def weights(shape: tuple[int, int], kind: int, seed: int = 0) -> PanelMatrix:
+    values = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    if kind == HALF:
+        values = (values.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    packed = pack_matrix(values, quantize=kind == BYTE)
+    assert packed.kind == kind
+    return packed
+
+
+def multiply(matrix: PanelMatrix, bias: F32, x: F32, num_threads: int = 2) -> F32:
+    """Return the product by the operation that this machine would use."""
+    rows = aligned_zeros((len(x), matrix.padded_depth), np.float32)
+    rows[:, : matrix.depth] = x
+    taken, operations = rows, []
+    if matrix.takes_tiles:
+        taken = aligned_zeros((max(1, tiles_bytes(len(x), matrix.depth)),), np.uint8)
+        arguments = np.array([rows.ctypes.data, rows.shape[1], len(rows), taken.ctypes.data], np.int64)
+        operations.append(Operation(steps.CUT, arguments, -(-len(rows) // steps.CHUNK_ROWS)))
+    out = aligned_zeros((len(x), matrix.padded_columns), np.float32)
+    operation, holds = record_product(matrix, bias, taken, out, num_threads)
+    TEAM.run(Program([*operations, operation], holds), num_threads)
+    return out[:, : matrix.num_columns]
+
+
+@pytest.fixture(params=["tiles", "vectors"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a test on the path of machines with tiles, where this is one, and on that of all others."""
+    if request.param == "vectors":
+        monkeypatch.setattr(matrices, "has_tiles", lambda: False)
+    elif not has_tiles():
+        pytest.skip("this processor has no tile unit")
+    return str(request.param)
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 32, 33, 49, 64, 129, 300])
+@pytest.mark.parametrize("shape", [(1, 8), (3, 5), (4, 16), (70, 33), (130, 64), (33, 300), (600, 7)])
+@pytest.mark.parametrize("kind", [FULL, HALF, BYTE])
+def test_products_equal_double_precision(num_rows: int, shape: tuple[int, int], kind: int, path: str) -> None:
+    matrix = weights(shape, kind)
+    x = np.random.default_rng(1).standard_normal((num_rows, shape[1])).astype(np.float32)
+    bias = np.zeros(padded(shape[0]), np.float32)
+    bias[: shape[0]] = np.random.default_rng(2).standard_normal(shape[0])
+    exact = x.astype(np.float64) @ matrix.rows(np.arange(shape[0])).astype(np.float64).T
+    for vector in (NONE, bias):
+        expected = exact + (vector[: shape[0]] if vector.size else 0.0)
+        assert np.abs(multiply(matrix, vector, x) - expected).max(initial=0.0) < 2e-5 * max(1.0, np.sqrt(shape[1]))
+
+
+def test_three_parts_hold_a_number_exactly() -> None:
+    """What tiles are fed: numbers of all sizes and signs, times one, come out as they went in."""
+    if not has_tiles():
+        pytest.skip("this processor has no tile unit")
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((40, 32)) * 10.0 ** rng.integers(-20, 20, (40, 32))).astype(np.float32)
+    assert np.array_equal(multiply(weights_of(np.eye(32, dtype=np.float32)), NONE, x), x)
+
+
+def weights_of(values: F32) -> PanelMatrix:
+    return pack_matrix(values)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_what_is_not_finite_is_not_hidden(value: float, path: str) -> None:
+    x = np.ones((3, 40), np.float32)
+    x[1, 7] = value
+    product = multiply(weights((20, 40), HALF), NONE, x)
+    assert not np.isfinite(product[1]).any()
+    assert np.isfinite(product[[0, 2]]).all()
+
+
+@pytest.mark.parametrize("kind", [FULL, HALF, BYTE])
+def test_rows_of_a_packed_matrix_are_read_back(kind: int) -> None:
+    values = np.random.default_rng(0).standard_normal((70, 9)).astype(np.float32)
+    if kind == HALF:
+        values = (values.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    packed = pack_matrix(values, quantize=kind == BYTE)
+    chosen = np.array([69, 0, 3, 3, 17])
+    if kind == BYTE:
+        step = np.abs(values).max(axis=1, keepdims=True) / 127
+        assert (np.abs(packed.rows(chosen) - values[chosen]) <= step[chosen] * 0.5001).all()
+    else:
+        assert np.array_equal(packed.rows(chosen), values[chosen])
+
+
+def test_one_value_that_is_no_bfloat16_keeps_a_matrix_whole() -> None:
+    values = np.ones((70, 9), np.float32)
+    assert pack_matrix(values).kind == HALF
+    values[69, 8] = 1.0 + 2.0**-20
+    assert pack_matrix(values).kind == FULL
+
+
+def test_a_row_of_zeros_can_be_quantized() -> None:
+    values = np.zeros((4, 8), np.float32)
+    values[1] = 3.0
+    assert np.array_equal(pack_matrix(values, quantize=True).rows(np.arange(4)), values)

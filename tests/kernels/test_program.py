@@ -1,0 +1,75 @@
+"""Programs: every chunk of every operation is computed once, in order, whoever computes it."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from numba import carray
+
+from kea.kernels.machine import fetch_add, i64_at
+from kea.kernels.program import TEAM, Kernel, Operation, Program
+
+
+def count(address: int, chunk: int) -> None:
+    """Count a chunk, and whether all of the operation before were done when it began."""
+    a = carray(i64_at(address), 3)
+    counts = carray(i64_at(a[0]), a[1] + 1)
+    if a[2] != 0:
+        before = carray(i64_at(a[2]), a[1] + 1)
+        for i in range(a[1]):
+            if before[i] != counts[chunk] + 1:
+                fetch_add(a[0] + 8 * a[1], 1)
+    fetch_add(a[0] + 8 * chunk, 1)
+
+
+COUNT = Kernel(count)
+
+
+def create(num_ops: int, num_chunks: int) -> tuple[Program, np.ndarray[tuple[int, int], np.dtype[np.int64]]]:
+    counts = np.zeros((num_ops, num_chunks + 1), np.int64)
+    operations = []
+    for i in range(num_ops):
+        before = counts[i - 1].ctypes.data if i else 0
+        operations.append(Operation(COUNT, np.array([counts[i].ctypes.data, num_chunks, before]), num_chunks))
+    return Program(operations, counts), counts
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 5])
+def test_each_chunk_is_computed_once_and_operations_wait_for_each_other(num_threads: int) -> None:
+    program, counts = create(50, 7)
+    for run in range(1, 200):
+        TEAM.run(program, num_threads)
+        assert (counts[:, :-1] == run).all()
+        assert (counts[:, -1] == 0).all()
+
+
+def test_an_open_number_of_chunks_is_given_with_each_run() -> None:
+    counts = np.zeros(10, np.int64)
+    arguments = np.array([counts.ctypes.data, 9, 0])
+    program = Program([Operation(COUNT, arguments, None, name="units")], counts)
+    for num_chunks in (3, 0, 9):
+        TEAM.run(program, 2, units=num_chunks)
+    assert counts.tolist() == [2, 2, 2, 1, 1, 1, 1, 1, 1, 0]
+
+
+def test_an_empty_program_ends() -> None:
+    TEAM.run(Program([]), 2)
+
+
+def test_programs_keep_their_counters_while_other_threads_are_busy() -> None:
+    """Threads that wake up late meet the counters of a run that has ended, and do nothing."""
+    stop = threading.Event()
+    spinners = [threading.Thread(target=lambda: [None for _ in iter(stop.is_set, True)]) for _ in range(3)]
+    for spinner in spinners:
+        spinner.start()
+    program, counts = create(5, 3)
+    try:
+        for run in range(1, 100):
+            TEAM.run(program, 4)
+            assert (counts[:, :-1] == run).all()
+    finally:
+        stop.set()
+        for spinner in spinners:
+            spinner.join()
