@@ -178,25 +178,19 @@ async def test_a_second_stop_ends_at_once() -> None:
         assert (await asking).status_code == 503
 
 
-async def test_the_ready_notice_is_machine_readable() -> None:
+async def test_the_ready_notice_tells_where_it_is() -> None:
     engine, notices = FakeEngine(), list[Ready]()
     app = create_app(ServerConfig(port=0, model_names=("my-model", "alias")), engine, ChatTokenizer())
     server = Server(app, notices.append, handles_signals=False)
     running = asyncio.create_task(server.run())
     await until(lambda: len(notices) == 1)
-    told = json.loads(notices[0].to_json())
-    assert told == {
-        "event": "ready",
-        "host": "127.0.0.1",
-        "port": notices[0].port,
-        "url": f"http://127.0.0.1:{notices[0].port}",
-        "model": "my-model",
-    }
-    async with httpx2.AsyncClient(base_url=told["url"]) as http:
+    ready = notices[0]
+    assert (ready.host, ready.url, ready.model) == ("127.0.0.1", f"http://127.0.0.1:{ready.port}", "my-model")
+    async with httpx2.AsyncClient(base_url=ready.url) as http:
         assert (await http.get("/v1/models")).json()["models"] == ["my-model", "alias"]
         assert (await http.post("/v1/sessions", json={})).status_code == 404, "there is no service here"
     with pytest.raises(InvalidRequest) as caught:
-        open_socket(ServerConfig(port=told["port"]))
+        open_socket(ServerConfig(port=ready.port))
     assert caught.value.param == "port"
     server.stop()
     await running

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import FrameType
 
 import uvicorn
@@ -40,10 +39,6 @@ class Ready:
     port: int
     url: str
     model: str
-
-    def to_json(self) -> str:
-        """Return one line for whoever started the server and reads its output."""
-        return json.dumps({"event": "ready", **asdict(self)})
 
 
 OnReady = Callable[[Ready], None]
