@@ -98,17 +98,19 @@ class ProgramGraph:
             self._order.insert(node.id, self.predecessors(node.id), self.successors(node.id))
         except CycleFound:
             self._remove_node(node)
-            raise TemplateError(f"call {node.name!r} would wait for its own output: the calls form a cycle.") from None
+            raise TemplateError(
+                f"call {node.name!r} would wait for its own output: the calls form a cycle.", param="calls"
+            ) from None
 
     def _check_new(self, node: Node) -> None:
         if node.id in self._nodes:
             raise Conflict(f"call {node.id!r} exists already.", param="calls")
         if set(node.reads) & set(node.writes):
-            raise TemplateError(f"call {node.name!r} reads its own output: the calls form a cycle.")
+            raise TemplateError(f"call {node.name!r} reads its own output: the calls form a cycle.", param="calls")
         taken = next((variable_id for variable_id in node.writes if variable_id in self._producers), None)
         taken = taken or first_repeated(node.writes)
         if taken is not None:
-            raise Conflict(f"call {node.name!r} writes variable {taken!r}, which another output writes.")
+            raise Conflict(f"call {node.name!r} writes variable {taken!r}, which another output writes.", param="calls")
 
     def _check_names(self, node: Node) -> None:
         unknown = next((variable_id for variable_id in node.reads if variable_id not in self), None)

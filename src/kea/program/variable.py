@@ -74,7 +74,10 @@ class SemanticVariable:
     def set(self, text: str) -> None:
         """Set the whole value at once. Raises `Conflict` unless the variable is empty."""
         if self.state is not VariableState.EMPTY:
-            raise Conflict(f"variable {self.id!r} is {self.state.value}; it can be set once, while it is empty.")
+            raise Conflict(
+                f"variable {self.id!r} is {self.state.value}; it can be set once, while it is empty.",
+                param="variable",
+            )
         self._pieces = [text] if text else []
         self._move(VariableState.READY)
 

@@ -131,7 +131,10 @@ class Session:
         variable = self.variable(variable_id)
         producer = self.graph.producer_of(variable_id)
         if producer is not None:
-            raise Conflict(f"variable {variable_id!r} is written by call {self.records[producer].spec.name!r}.")
+            raise Conflict(
+                f"variable {variable_id!r} is written by call {self.records[producer].spec.name!r}.",
+                param="variable",
+            )
         variable.set(text)
         self._on_ready(variable)
 
@@ -236,7 +239,9 @@ class Session:
             for variable_id in call.writes:
                 known = self.variables.get(variable_id)
                 if variable_id in preset or (known is not None and known.state is not VariableState.EMPTY):
-                    raise Conflict(f"call {call.name!r} writes variable {variable_id!r}, which is set already.")
+                    raise Conflict(
+                        f"call {call.name!r} writes variable {variable_id!r}, which is set already.", param="calls"
+                    )
 
     def _declare(self, variable_id: str, name: str, value: str | None = None) -> None:
         variable = self.variables.setdefault(variable_id, SemanticVariable(variable_id, name))

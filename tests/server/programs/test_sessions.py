@@ -160,6 +160,21 @@ async def test_wrong_requests_name_what_is_wrong(method: str, path: str, body: A
         assert param in content["error"]["param"]
 
 
+async def test_what_contradicts_the_session_names_its_place() -> None:
+    async with serving() as running:
+        session = await Session.open(running)
+        await session.submit(call("a", "{{x}}", [writes("x", "v")]), variables=[{"id": "w", "value": "set"}])
+        for method, path, body, param in (
+            ("PUT", "/variables/w", {"value": "again"}, "variable"),
+            ("PUT", "/variables/v", {"value": "mine"}, "variable"),
+            ("POST", "/calls", {"calls": [call("b", "{{x}}", [writes("x", "w")])]}, "calls"),
+            ("POST", "/calls", {"calls": [call("b", "{{y}}{{x}}", [writes("x", "u"), reads("y", "u")])]}, "calls"),
+        ):
+            status, content = await session.send(method, path, body)
+            assert status in (400, 409)
+            assert content["error"]["param"] == param, content
+
+
 async def test_the_secret_is_always_needed() -> None:
     async with serving() as running:
         session = await Session.open(running)
