@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kea.engine.drawing import DrawRows, Noise, draw_tokens
+from kea.engine.drawing import ONE_THREAD_NUMEL, DrawRows, Noise, draw_by_kernels, draw_by_torch
 from kea.types import Sampling
 
 
@@ -41,10 +42,14 @@ def reference(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
     return kept
 
 
-def draw_many(logits: np.ndarray, sampling: Sampling, num_draws: int) -> np.ndarray:
+Draw = Callable[[DrawRows], list[int]]
+BOTH = pytest.mark.parametrize("draw", [draw_by_kernels, draw_by_torch])
+
+
+def draw_many(draw: Draw, logits: np.ndarray, sampling: Sampling, num_draws: int) -> np.ndarray:
     rows = torch.from_numpy(logits)[None].repeat(num_draws, 1)
     noise = [Noise(seed, seed % 3) for seed in range(num_draws)]
-    drawn = draw_tokens(DrawRows(rows, rows.amax(-1), [sampling] * num_draws, noise))
+    drawn = draw(DrawRows(rows, rows.amax(-1), [sampling] * num_draws, noise))
     return np.bincount(drawn, minlength=len(logits)) / num_draws
 
 
@@ -65,65 +70,71 @@ CASES = [
 ]
 
 
+@BOTH
 @pytest.mark.parametrize("sampling", CASES, ids=str)
 @pytest.mark.parametrize("shape", ["random", "flat", "rounded"])
-def test_tokens_are_drawn_as_often_as_the_reference_says(sampling: Sampling, shape: str) -> None:
+def test_tokens_are_drawn_as_often_as_the_reference_says(draw: Draw, sampling: Sampling, shape: str) -> None:
     logits = np.random.default_rng(3).normal(size=150).astype(np.float32) * 2
     logits = {"random": logits, "flat": np.zeros_like(logits), "rounded": np.round(logits)}[shape]
     num_draws = 3000
     expected = reference(logits, sampling)
-    drawn = draw_many(logits, sampling, num_draws)
+    drawn = draw_many(draw, logits, sampling, num_draws)
     assert not drawn[expected == 0.0].any()
     deviation = np.abs(drawn - expected) / np.sqrt(np.maximum(expected * (1 - expected), 1e-9) / num_draws)
     assert deviation[expected * num_draws > 5].max(initial=0.0) < 4.5
     assert np.abs(drawn - expected).max() < 0.03
 
 
+@BOTH
 @settings(max_examples=150, deadline=None)
 @given(
     st.lists(st.integers(-6, 6), min_size=1, max_size=300),
-    st.integers(0, 310),
-    st.sampled_from([1.0, 0.999, 0.9, 0.5, 0.1, 1e-6]),
-    st.sampled_from([0.0, 0.01, 0.3]),
-    st.sampled_from([0.25, 1.0, 4.0]),
+    st.builds(
+        Sampling,
+        temperature=st.sampled_from([0.25, 1.0, 4.0]),
+        top_p=st.sampled_from([1.0, 0.999, 0.9, 0.5, 0.1, 1e-6]),
+        top_k=st.integers(0, 310),
+        min_p=st.sampled_from([0.0, 0.01, 0.3]),
+    ),
 )
-def test_only_kept_tokens_are_drawn(
-    values: list[int], top_k: int, top_p: float, min_p: float, temperature: float
-) -> None:
+def test_only_kept_tokens_are_drawn(draw: Draw, values: list[int], sampling: Sampling) -> None:
     """Whole numbers: many equal tokens, also on the edge of what is kept and of the best 64."""
     logits = np.array(values, dtype=np.float32)
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     kept = reference(logits, sampling)
-    drawn = draw_many(logits, sampling, 40)
-    near = reference(logits, Sampling(temperature, min(1.0, top_p * (1 + 1e-6)), top_k, min_p))
+    drawn = draw_many(draw, logits, sampling, 40)
+    near = reference(logits, replace(sampling, top_p=min(1.0, sampling.top_p * (1 + 1e-6))))
     assert not drawn[(kept == 0.0) & (near == 0.0)].any()
 
 
+@BOTH
 @pytest.mark.parametrize("top_k", [1, 63, 64, 100, 1023, 1024, 2000, 2999, 3000])
-def test_equal_tokens_beyond_every_width_are_kept_by_id(top_k: int) -> None:
-    drawn = draw_many(np.zeros(3000, dtype=np.float32), Sampling(top_k=top_k), 300)
+def test_equal_tokens_beyond_every_width_are_kept_by_id(draw: Draw, top_k: int) -> None:
+    drawn = draw_many(draw, np.zeros(3000, dtype=np.float32), Sampling(top_k=top_k), 300)
     assert not drawn[top_k:].any()
     assert np.flatnonzero(drawn).max() >= top_k * 0.9 - 1
 
 
+@BOTH
 @pytest.mark.parametrize("width", [1, 2, 127, 128, 129, 1000])
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(top_p=0.99), Sampling(top_k=3)], ids=str)
-def test_every_width_of_vocabulary_works(width: int, sampling: Sampling) -> None:
+def test_every_width_of_vocabulary_works(draw: Draw, width: int, sampling: Sampling) -> None:
     logits = np.full(width, -np.inf, dtype=np.float32)
     logits[width - 1] = 1.0
-    assert draw_many(logits, sampling, 20)[width - 1] == 1.0
+    assert draw_many(draw, logits, sampling, 20)[width - 1] == 1.0
 
 
+@BOTH
 @pytest.mark.parametrize("temperature", [1e-320, 1e-30, 1e-6])
-def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
+def test_a_tiny_temperature_is_greedy(draw: Draw, temperature: float) -> None:
     logits = np.array([1.0, 1.0001, -5.0, 1.0], dtype=np.float32)
-    assert draw_many(logits, Sampling(temperature=temperature), 50)[1] == 1.0
+    assert draw_many(draw, logits, Sampling(temperature=temperature), 50)[1] == 1.0
 
 
-def test_weightless_tokens_at_the_end_are_never_drawn() -> None:
+@BOTH
+def test_weightless_tokens_at_the_end_are_never_drawn(draw: Draw) -> None:
     logits = np.full(1000, -np.inf, dtype=np.float32)
     logits[[0, 300]] = 0.0
-    drawn = draw_many(logits, Sampling(), 2000)
+    drawn = draw_many(draw, logits, Sampling(), 2000)
     assert set(np.flatnonzero(drawn)) == {0, 300}
     assert abs(drawn[0] - 0.5) < 0.05
 
@@ -143,3 +154,13 @@ def test_noise_never_changes() -> None:
     """Recorded: a seed that a user noted must give the same text after an update."""
     assert Noise(42, 0).uniform(0) == 0.34329192209867343
     assert Noise(-1, 7).uniform(3) == 0.6311308942805469
+
+
+@pytest.mark.parametrize("width", [200, 3000, ONE_THREAD_NUMEL // 32])
+def test_kernels_draw_what_torch_draws(width: int) -> None:
+    """The same noise, the same weights but for their last bits: the same tokens, on one thread and on several."""
+    rng = np.random.default_rng(width)
+    logits = torch.from_numpy(rng.normal(size=(40, width)).astype(np.float32) * 3)
+    samplings = [CASES[row % len(CASES)] for row in range(40)]
+    rows = DrawRows(logits, logits.amax(-1), samplings, [Noise(row, row % 5) for row in range(40)])
+    assert draw_by_kernels(rows) == draw_by_torch(rows)

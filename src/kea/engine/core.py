@@ -94,7 +94,10 @@ class EngineCore:
             progress=report,
         )
         limits = resolve_limits(config, model.facts, free_memory_bytes(model.facts.device))
-        return cls(model, tokenizer, limits, time.monotonic)
+        core = cls(model, tokenizer, limits, time.monotonic)
+        if model.facts.device == "cpu":
+            core._sampler.warm_up()
+        return core
 
     @property
     def info(self) -> EngineInfo:
@@ -225,12 +228,14 @@ class EngineCore:
         """Take what was drawn. Where that was guessed, the row behind it was computed for what is in fact the context:
         draw from it as the next step would have, and go on until a guess was wrong or the output ends.
         """
-        indices = {item.context.context_id: index for item, index in result.rows.draws}
         drawn, num_drawn = result.drawn, 0
         while drawn:
-            hits = [item for item, it in drawn if item.context.error is None and self._take(item, it, num_drawn, now)]
+            hits = {
+                id(item) for item, it in drawn if item.context.error is None and self._take(item, it, num_drawn, now)
+            }
             num_drawn += 1
-            drawn = self._draw_behind(result.logits, [(i, indices[i.context.context_id] + num_drawn) for i in hits])
+            draws = [(item, index + num_drawn) for item, index in result.rows.draws if id(item) in hits] if hits else []
+            drawn = self._draw_behind(result.logits, draws)
         self._places.clear()
 
     def _draw_behind(self, logits: torch.Tensor, draws: Sequence[tuple[WorkItem, int]]) -> DrawnRows:
@@ -258,9 +263,13 @@ class EngineCore:
             self._contexts.fail(context, _as_fault(error))
             return False
         self._counters.generation_tokens += 1
-        self._tell(generation.generation_id, chunk)
-        is_hit = num_drawn < len(item.guesses) and item.guesses[num_drawn] == drawn.token_id
-        self._counters.num_accepted_tokens += is_hit
+        is_hit = False
+        if item.guesses:
+            self._tell(generation.generation_id, chunk)
+            is_hit = num_drawn < len(item.guesses) and item.guesses[num_drawn] == drawn.token_id
+            self._counters.num_accepted_tokens += is_hit
+        else:
+            self._contexts.events.append(Generated(generation.generation_id, chunk))
         if chunk.finish is not None:
             self._counters.finished(chunk.finish.reason.value)
             self._batcher.lengths.note(generation.tracker.num_tokens)

@@ -22,6 +22,7 @@ import torch
 
 from kea.types import Sampling
 
+ONE_THREAD_NUMEL = 1 << 20
 _WIDTHS = (64, 1024)
 _BLOCK = 128
 _BELOW_ONE = 1.0 - 2.0**-53
@@ -37,10 +38,15 @@ class Noise:
     seed: int
     index: int
 
-    def uniform(self, attempt: int) -> float:
-        """Return a number in [0, 1): 53 bits of SplitMix64 (Steele et al., OOPSLA 2014)."""
+    @property
+    def key(self) -> int:
+        """64 bits that stand for the draw: SplitMix64 (Steele et al., OOPSLA 2014) of the seed, then of the index."""
         state = _mix((self.seed & _MASK) ^ _GOLDEN)
-        state = _mix((state + (self.index + 1) * _GOLDEN) & _MASK)
+        return _mix((state + (self.index + 1) * _GOLDEN) & _MASK)
+
+    def uniform(self, attempt: int) -> float:
+        """Return a number in [0, 1): 53 bits of the key, or of what follows it."""
+        state = self.key
         if attempt:
             state = _mix((state + attempt * _GOLDEN) & _MASK)
         return (state >> 11) * 2.0**-53
@@ -96,6 +102,35 @@ class DrawRows:
 
 def draw_tokens(rows: DrawRows) -> list[int]:
     """Draw each row's token: temperature, then min_p, top_k and top_p, each over what the one before it left."""
+    return draw_by_kernels(rows) if rows.logits.device.type == "cpu" else draw_by_torch(rows)
+
+
+def draw_by_kernels(rows: DrawRows) -> list[int]:
+    """Draw by our own kernels, for a CPU: a row in one go, on several threads where there is much to do."""
+    from kea.attention.jit import running_kernels
+    from kea.engine import draw_kernels as kernels
+
+    num_rows = len(rows.samplings)
+    settings = np.empty((num_rows, 5))
+    settings[:, 0] = rows.best.numpy()
+    settings[:, 1] = [max(s.temperature, _TINY) for s in rows.samplings]
+    settings[:, 2] = [max(kernels.LEAST_Z, math.log(s.min_p) if s.min_p > 0.0 else -math.inf) for s in rows.samplings]
+    settings[:, 3] = [s.top_p for s in rows.samplings]
+    settings[:, 4] = [s.top_k for s in rows.samplings]
+    keys = np.array([noise.key for noise in rows.noise], dtype=np.uint64)
+    drawn = np.empty(num_rows, dtype=np.int64)
+    logits = rows.logits.contiguous().numpy()
+    if logits.size <= ONE_THREAD_NUMEL:
+        kernels.draw_part(logits, settings, keys, drawn)
+    else:
+        with running_kernels() as num_threads:
+            kernels.draw_rows(logits, settings, keys, drawn, num_threads)
+    token_ids: list[int] = drawn.tolist()
+    return token_ids
+
+
+def draw_by_torch(rows: DrawRows) -> list[int]:
+    """Draw by torch's operators, on any device."""
     width = rows.logits.shape[-1]
     drawn = [0] * len(rows.samplings)
     kinds = [

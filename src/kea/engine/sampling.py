@@ -15,13 +15,11 @@ from dataclasses import dataclass
 import torch
 
 from kea.engine.constraints import apply_masks
-from kea.engine.drawing import DrawRows, Noise, draw_tokens
+from kea.engine.drawing import ONE_THREAD_NUMEL, DrawRows, Noise, draw_tokens
 from kea.engine.logprobs import token_logprobs
 from kea.engine.penalties import RowState, add_bias, apply_penalties, ban_tokens
 from kea.errors import EngineFault, InvalidRequest, KeaError
 from kea.types import Sampling, TokenLogprob
-
-_ONE_THREAD_NUMEL = 1 << 21
 
 __all__ = ["Drawn", "RowState", "Sampler", "SamplingRow", "token_logprobs"]
 
@@ -69,6 +67,12 @@ class Sampler:
         seed = self._entropy() if sampling.seed is None else sampling.seed
         return RowState(sampling, seed, self._vocab_size, prompt_ids)
 
+    def warm_up(self) -> None:
+        """Draw a few tokens for nobody on the CPU, so that the kernels are compiled and loaded."""
+        for width in (256, ONE_THREAD_NUMEL + 1):
+            states = [self.create_state(Sampling(seed=0, top_k=top_k, top_p=0.9), ()) for top_k in (0, 9)]
+            self.sample(torch.zeros(1, width).expand(2, width), [SamplingRow(state) for state in states])
+
     def sample(self, logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[Drawn | KeaError]:
         """Draw a token for each row of the logits [R, V] fp32 and record it in the row's state; the logits stay.
 
@@ -99,7 +103,7 @@ def _threads_for(logits: torch.Tensor) -> Iterator[None]:
     as long as soon as something else runs on the cores (130 ms instead of 20, at a load of 7 on 2 cores).
     """
     num_threads = torch.get_num_threads()
-    if logits.device.type != "cpu" or logits.numel() > _ONE_THREAD_NUMEL or num_threads == 1:
+    if logits.device.type != "cpu" or logits.numel() > ONE_THREAD_NUMEL or num_threads == 1:
         yield
         return
     torch.set_num_threads(1)
