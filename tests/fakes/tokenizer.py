@@ -29,6 +29,10 @@ class FakeTokenizer:
         self._special = SpecialTokens({text: first_id + idx for idx, text in enumerate(special)})
         self.chat = ChatTemplate(_Backend(self), self._special)
 
+    @property
+    def max_token_chars(self) -> int:
+        return max(map(len, (" ", *self.pieces, *self._special.ids)))
+
     def encode(
         self, text: str, *, special: bool = True, allow_special: bool = True, literal: Sequence[Span] = ()
     ) -> list[int]:

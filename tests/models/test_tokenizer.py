@@ -56,6 +56,15 @@ def test_a_text_begins_with_what_the_tokenizer_defines(name: str) -> None:
     assert tokenizer.encode("the") == tokenizer._backend.encode("the").ids
 
 
+@pytest.mark.parametrize("name", ALL)
+@SETTINGS
+@given(text=TEXTS)
+def test_a_token_stands_for_no_more_characters_than_told(name: str, text: str) -> None:
+    tokenizer = by_name(name)
+    num_tokens = len(tokenizer.encode(text, special=False))
+    assert not num_tokens or len(text) <= num_tokens * tokenizer.max_token_chars
+
+
 def test_other_threads_run_while_a_long_text_is_read() -> None:
     tokenizer, text, is_done = by_name("byte_level"), "the cat sat " * 200_000, threading.Event()
     num_turns = 0

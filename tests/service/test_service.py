@@ -140,6 +140,17 @@ async def test_max_tokens_is_cut_only_where_it_was_not_asked_for() -> None:
         await settle(some)
 
 
+async def test_a_text_that_cannot_fit_fails_its_call_unread() -> None:
+    engine = FakeEngine(lambda prompt, options: "y", max_model_len=100)
+    async with service(engine) as some:
+        session = some.create_session()
+        some.submit(session, program(call("c", "{{x}}{{a}}", a={}), x="x" * 500_001))
+        error = (await fails(some, session, "a")).__cause__
+        assert isinstance(error, ContextLengthExceeded)
+        assert "500001 characters" in str(error)  # not tokens: it was not tokenised
+        await settle(some)
+
+
 async def test_an_empty_prompt_is_refused_where_no_token_begins_it() -> None:
     class NoBegin(FakeTokenizer):
         def encode(self, text: str, **options: Any) -> list[int]:

@@ -130,6 +130,14 @@ class Tokenizer:
         return str(self._backend.to_str())
 
     @cached_property
+    def max_token_chars(self) -> int:
+        """The most characters that one token stands for, at least; a text of more than so many for each token of a
+        context cannot fit into it, whatever it says."""
+        tokens = self._backend.get_vocab(with_added_tokens=True)
+        own = self._vocabulary.pieces.values() if self._vocabulary is not None else ()
+        return max(1, *map(len, tokens), *map(len, own))
+
+    @cached_property
     def _vocabulary(self) -> Vocabulary | None:
         tokens = {index: token for token, index in self._backend.get_vocab(with_added_tokens=True).items()}
         decoder = self._backend.decoder

@@ -14,6 +14,8 @@ from kea.server.parsers import OutputFormat
 
 INLINE_CHARS = 20_000
 """Longer texts are tokenised on another thread, so that the event loop goes on."""
+READ_CHARS = 500_000
+"""Up to here a text that cannot fit is tokenised nevertheless, so that its error tells how many tokens it has."""
 
 
 class Tokenizer(Protocol):
@@ -24,6 +26,9 @@ class Tokenizer(Protocol):
 
     @property
     def supports_tools(self) -> bool: ...
+
+    @property
+    def max_token_chars(self) -> int: ...
 
     def encode(self, text: str, *, special: bool = True) -> list[int]: ...
 
@@ -68,6 +73,19 @@ class ServedModel:
                 f"The model {name[:200]!r} is not served here; there is {', '.join(map(repr, self.names))}.",
                 param="model",
                 hint="Adapters (LoRA) are not supported.",
+            )
+
+    def check_chars(self, num_chars: int, param: str) -> None:
+        """Raise `ContextLengthExceeded` for a text that could not fit into the context whatever it says.
+
+        So that it is not tokenised first: 30 MB take most of a minute and gigabytes.
+        """
+        most = self.max_model_len * self.tokenizer.max_token_chars
+        if num_chars > max(most, READ_CHARS):
+            raise ContextLengthExceeded(
+                f"{param} has {num_chars} characters; the model's context of {self.max_model_len} tokens holds no more "
+                f"than {most}.",
+                param=param,
             )
 
     async def encode(self, text: str, *, special: bool = True) -> tuple[int, ...]:

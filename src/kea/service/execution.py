@@ -21,6 +21,8 @@ from kea.types import Finish, FinishReason, GenerateOptions
 
 INLINE_CHARS = 20_000
 """Longer texts are tokenised on another thread, so that the event loop goes on."""
+READ_CHARS = 500_000
+"""Up to here a text that cannot fit is tokenised nevertheless, so that its error tells how many tokens it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +85,20 @@ class _Run:
     async def append_text(self, text: PromptText, *, special: bool) -> None:
         """Append the text before an output, behind what the stop of the output in front of it left."""
         text = text.behind(self._residual)
+        self._check_chars(len(text.text))
         is_first = not self._context_len
         if is_first or text.text:
             self._append(await self._runner.encode(text, is_first=is_first, special=special))
         self._residual = ""
+
+    def _check_chars(self, num_chars: int) -> None:
+        """Raise `ContextLengthExceeded` for a text that could not fit whatever it says, before it is tokenised."""
+        most = self._max_model_len * self._runner.tokenizer.max_token_chars
+        if num_chars > max(most, READ_CHARS):
+            raise ContextLengthExceeded(
+                f"A text of the prompt has {num_chars} characters; the model's context of {self._max_model_len} tokens "
+                f"holds no more than {most}."
+            )
 
     def replay(self, written: WrittenOutput) -> None:
         """Append an output that an earlier run finished."""

@@ -333,6 +333,25 @@ async def test_unknown_fields_are_accepted_and_named(stream: bool, caplog: pytes
         assert "POST /v1/completions: 200 in " in caplog.text
 
 
+async def test_a_text_that_cannot_fit_is_refused_unread() -> None:
+    class Unread(ChatTokenizer):
+        def encode(self, text: str, **options: Any) -> list[int]:
+            assert len(text) <= 500_000, "it was tokenised"
+            return super().encode(text, **options)
+
+    tokenizer = Unread()
+    async with serving(FakeEngine(tokenizer=tokenizer, max_model_len=100), tokenizer=tokenizer) as running:
+        long = "x" * 500_001
+        for path, body, param in (
+            ("completions", {"prompt": long}, "prompt"),
+            ("chat/completions", {"messages": [{"role": "user", "content": long}]}, "messages"),
+            ("responses", {"input": long}, "input"),
+        ):
+            error = (await running.http.post(f"/v1/{path}", json=body)).json()["error"]
+            assert (error["code"], error["param"]) == ("context_length_exceeded", param), error
+            assert "500001 characters" in error["message"]
+
+
 async def test_a_whole_number_may_be_written_as_a_float() -> None:
     async with serving(FakeEngine(scripted("a" * 9))) as running:
         body = {"prompt": "x", "max_tokens": 2.0, "n": 1.0, "seed": 1e3}

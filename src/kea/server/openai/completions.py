@@ -66,6 +66,7 @@ async def _encode_prompts(call: Call, body: CompletionBody, num_choices: int) ->
     encoded = []
     for prompt in prompts:
         if isinstance(prompt, str):
+            call.state.model.check_chars(len(prompt), "prompt")
             token_ids = await call.state.model.encode(prompt, special=body.add_special_tokens is not False)
             encoded.append(Prompt(token_ids, prompt))
         else:

@@ -61,6 +61,7 @@ async def prepare_turn(call: Call, fields: SamplingFields, wanted: Wanted, conve
     shows_special = not is_constrained and model.output_format.shows_special_tokens(with_tools=bool(plan.offered))
     wanted = replace(wanted, skip_special_tokens=fields.skip_special_tokens is not False and not shows_special)
     check_fields(call, fields, wanted)
+    model.check_chars(sum(len(message["content"]) for message in conversation.messages), conversation.names[0])
     token_ids = await model.encode_chat(conversation.messages, tools=plan.offered, **conversation.options)
     if is_constrained and model.output_format.constrained_start:
         token_ids += tuple(model.tokenizer.encode_continuation(model.output_format.constrained_start))
