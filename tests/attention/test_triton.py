@@ -16,6 +16,7 @@ import torch
 from kea.attention import create_backend
 from kea.attention.base import LayerCache, LayerSpec, Run, SequencePlan, StepPlan
 from kea.attention.sharing import SharingCosts, SharingPlanner
+from kea.attention.triton_step import StepWork
 from kea.attention.triton_work import NO_PART, Budget, Work, WorkKey, from_sequences, plan_work
 from kea.errors import InvalidRequest
 from tests.attention.plans import Case, dense_mask, dense_oracle, random_case, random_spec
@@ -158,7 +159,7 @@ def family_case(seed: int) -> Case:
 @pytest.mark.parametrize("seed", range(12))
 def test_contexts_that_fork_from_one_another_equal_the_dense_oracle(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
-    monkeypatch.setattr("kea.attention.triton_gpu.SHARING_COSTS", SharingCosts(1.0, 0.1, 0.0))
+    monkeypatch.setattr("kea.attention.triton_step.SHARING_COSTS", SharingCosts(1.0, 0.1, 0.0))
     case = family_case(seed)
     prepared = create_backend("triton").prepare(case.plan)
     for window in (case.spec.window, None):
@@ -168,9 +169,6 @@ def test_contexts_that_fork_from_one_another_equal_the_dense_oracle(seed: int, m
 
 
 def test_a_common_prefix_is_read_once_for_all_its_queries() -> None:
-    pytest.importorskip("triton", reason="Triton is not installed")
-    from kea.attention.triton_gpu import StepWork
-
     prefix = tuple(range(64))
     sequences = tuple(SequencePlan(i, 1, 1040, (*prefix, 100 + i, 200 + i), (Run(0, 1041),)) for i in range(32))
     work = StepWork(StepPlan(sequences, torch.zeros(32, dtype=torch.int64), 16), SharingPlanner())

@@ -2,11 +2,14 @@
 
 from kea.attention.base import (
     AttentionBackend,
+    CapturableBackend,
     LayerCache,
     LayerSpec,
     PreparedPlan,
     Run,
     SequencePlan,
+    StaticPlan,
+    StaticShape,
     StepPlan,
 )
 from kea.attention.factory import BACKEND_NAMES, create_backend
@@ -14,11 +17,14 @@ from kea.attention.factory import BACKEND_NAMES, create_backend
 __all__ = [
     "BACKEND_NAMES",
     "AttentionBackend",
+    "CapturableBackend",
     "LayerCache",
     "LayerSpec",
     "PreparedPlan",
     "Run",
     "SequencePlan",
+    "StaticPlan",
+    "StaticShape",
     "StepPlan",
     "create_backend",
 ]

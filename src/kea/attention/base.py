@@ -7,6 +7,7 @@ with a left mask. Knows no requests, no models.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -107,4 +108,43 @@ class AttentionBackend(Protocol):
 
     def prepare(self, plan: StepPlan) -> PreparedPlan:
         """Compute what every layer of this step shares. One prepared plan is in use at a time per backend."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StaticShape:
+    """The room of a static plan: rows, entries of page tables in all, and tokens per page. `is_simple`: for steps of
+    single queries of contexts that share nothing; a backend may spare what others need.
+    """
+
+    num_rows: int
+    num_pages: int
+    page_tokens: int
+    is_simple: bool
+
+
+class StaticPlan(PreparedPlan, Protocol):
+    """A prepared plan in fixed memory, so that a captured graph of `attend` runs any step that fits.
+
+    Lives as long as the graph. Rows that a step leaves over become zeros, and their slots, -1, take no keys.
+    """
+
+    def try_fill(self, plan: StepPlan) -> bool:
+        """Plan a step into the fixed memory; False where it has no room, and nothing is changed. Not the slots: the
+        caller fills those of the plan's creation.
+        """
+        ...
+
+
+class CapturableBackend(AttentionBackend, Protocol):
+    """A backend whose launches can be captured in a CUDA graph and replayed for other steps."""
+
+    def is_simple(self, plan: StepPlan) -> bool:
+        """Say whether a step is one as `StaticShape.is_simple` says."""
+        ...
+
+    def create_static(
+        self, shape: StaticShape, specs: Sequence[LayerSpec], dtype: torch.dtype, slots: torch.Tensor
+    ) -> StaticPlan:
+        """Return a plan without content for layers of these specs; `slots` [num_rows] int64 is the caller's."""
         ...

@@ -29,9 +29,8 @@ class Staging:
 
     def upload(self, parts: Sequence[Int32], out: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """Copy the parts in one transfer, into the beginning of `out` (int32) or a new tensor; return views of them."""
-        sizes = [-(-part.size // ALIGNMENT) * ALIGNMENT for part in parts]
-        offsets = [sum(sizes[:i]) for i in range(len(sizes))]
-        total = sum(sizes)
+        offsets = [num_elements(parts[:i]) for i in range(len(parts))]
+        total = num_elements(parts)
         if out is None:
             out = torch.empty(total, dtype=torch.int32, device=self._device)
         assert out.numel() >= total, "the parts do not fit into their buffer"
@@ -62,3 +61,8 @@ class Staging:
         else:
             self._ring.append(entry)
         return entry
+
+
+def num_elements(parts: Sequence[Int32]) -> int:
+    """Return the elements that the parts take together, each aligned."""
+    return sum(-(-part.size // ALIGNMENT) * ALIGNMENT for part in parts)

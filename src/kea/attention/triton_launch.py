@@ -20,8 +20,8 @@ class Launch:
     """The work of one kind of layer on the device; see `Work`. The launches' sizes are those of the tensors."""
 
     narrow: torch.Tensor  # [N, 5] int32
-    wide: torch.Tensor  # [W, 5] int32
-    entries: torch.Tensor  # [E, 5] int32
+    wide: torch.Tensor  # [N, 5] int32
+    entries: torch.Tensor  # [N, 5] int32
     merges: torch.Tensor  # [R, 3] int32
     pages: torch.Tensor  # [P] int32
     num_parts: int

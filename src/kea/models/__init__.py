@@ -1,6 +1,6 @@
 """Models: loading, the decoder's contract, tokenizers. Importing this imports neither torch nor transformers."""
 
-from kea.models.base import DecoderModel, ModelFacts, StepInput
+from kea.models.base import CapturingDecoder, DecoderModel, ModelFacts, StepInput
 from kea.models.describing import ModelDescription, describe_model
 from kea.models.detokenizer import Detokenizer
 from kea.models.loading import load_model
@@ -10,6 +10,7 @@ from kea.models.tokenizer import Tokenizer
 
 __all__ = [
     "EMBEDDED_NAME",
+    "CapturingDecoder",
     "DecoderModel",
     "Detokenizer",
     "LoadProgress",

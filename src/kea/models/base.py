@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from kea.attention.base import LayerCache, LayerSpec, StepPlan
 
@@ -50,5 +50,16 @@ class DecoderModel(Protocol):
         ...
 
     def forward(self, step: StepInput, cache: tuple[LayerCache, ...]) -> torch.Tensor:
-        """Write the step's KV into `cache` and return the logits [R, V] fp32 of `logit_rows`."""
+        """Write the step's KV into `cache` and return the logits [R, V] fp32 of `logit_rows`, valid until the next
+        forward.
+        """
+        ...
+
+
+@runtime_checkable
+class CapturingDecoder(DecoderModel, Protocol):
+    """A decoder that prepares itself for small steps over one cache, by capturing them as CUDA graphs."""
+
+    def capture(self, cache: tuple[LayerCache, ...], page_tokens: int, max_rows: int) -> None:
+        """Get ready for steps of up to `max_rows` rows over this cache; the cache's content may change."""
         ...

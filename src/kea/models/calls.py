@@ -74,12 +74,15 @@ class ProbeRecorder:
 
 
 def register() -> None:
-    """Make `kea` and `kea_probe` known to transformers as attention implementations. Harmless to repeat."""
+    """Make `kea` and `kea_probe` known to transformers as attention implementations. Harmless to repeat.
+
+    `kea` has no mask function: transformers then makes no mask, and does not look through the positions on the device
+    for the beginnings of sequences, which would wait for it in every step.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(ATTENTION_NAME, run_attention)
     AttentionInterface.register(PROBE_NAME, record_attention)
-    AttentionMaskInterface.register(ATTENTION_NAME, no_mask)
     AttentionMaskInterface.register(PROBE_NAME, carry_mask_function)
 
 
@@ -127,10 +130,6 @@ def record_attention(
     )
     recorder.calls.append(RecordedCall(module, spec, getattr(attention_mask, "kea_mask_function", None)))
     return query.new_zeros(1, query.shape[2], spec.num_heads, spec.value_dim), None
-
-
-def no_mask(*_: object, **__: object) -> None:
-    """Make no mask: the plan holds it."""
 
 
 def carry_mask_function(*_: object, mask_function: MaskFunction, **__: object) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from kea.attention.base import AttentionBackend, LayerCache
+from kea.attention.base import AttentionBackend, LayerCache, PreparedPlan, StepPlan
 from kea.errors import ContextLengthExceeded
 from kea.models.base import ModelFacts, StepInput
 from kea.models.calls import ATTENTION_NAME, LAYER_ATTRIBUTE, BoundLayer, StepCalls
@@ -47,8 +47,14 @@ class HostedDecoder:
         return allocate_cache(self._facts, num_slots)
 
     def forward(self, step: StepInput, cache: tuple[LayerCache, ...]) -> torch.Tensor:
-        self._check_positions(step.positions)
-        self._calls.begin(self._backend.prepare(step.plan), cache)
+        self._check_positions(step.plan)
+        return self.compute(step, self._backend.prepare(step.plan), cache)
+
+    def compute(self, step: StepInput, prepared: PreparedPlan, cache: tuple[LayerCache, ...]) -> torch.Tensor:
+        """Run the layers over the step's tensors with a plan that is prepared already. Nothing of ours waits for the
+        device here; some families' own code does.
+        """
+        self._calls.begin(prepared, cache)
         try:
             with torch.inference_mode():
                 logits: torch.Tensor = self._model(
@@ -62,11 +68,11 @@ class HostedDecoder:
             self._calls.end()
         return logits[0].float()
 
-    def _check_positions(self, positions: torch.Tensor) -> None:
+    def _check_positions(self, plan: StepPlan) -> None:
         """A learned position embedding has no row past its table, and on a GPU reading there ends the process."""
         if self._position_rows is None:
             return
-        last = int(positions.max())
+        last = max(sequence.position + sequence.num_queries for sequence in plan.sequences) - 1
         if last >= self._position_rows:
             raise ContextLengthExceeded(
                 f"Position {last} is past the {self._position_rows} positions that {self._facts.name} has learned.",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from kea.attention.base import AttentionBackend, LayerSpec
+    from kea.models.hosted import HostedDecoder
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,8 @@ LEAN_BACKENDS = frozenset({"auto", "numba"})
 class Order:
     """One load: where from, in which arithmetic, with what bounds. `allow_pickle` also reads non-safetensors files.
 
-    `may_be_lean`: our own decoder runs the model where it covers it; transformers' code otherwise.
+    `may_be_lean`: our own decoder runs the model where it covers it; transformers' code otherwise. `may_capture`: small
+    steps are captured as CUDA graphs.
     """
 
     source: str
@@ -43,6 +45,7 @@ class Order:
     limits: Limits
     allow_pickle: bool
     may_be_lean: bool
+    may_capture: bool
 
 
 def load_model(
@@ -54,6 +57,7 @@ def load_model(
     revision: str | None = None,
     max_len: int | None = None,
     allow_pickle: bool = False,
+    graphs: bool = True,
     progress: ProgressCallback | None = None,
 ) -> DecoderModel:
     """Load a decoder and prove that it runs exactly.
@@ -61,8 +65,8 @@ def load_model(
     `dtype` auto is fp32 on a CPU, the checkpoint's own elsewhere. `max_len` bounds the context; above a longrope
     model's original length it selects the long factors for every context. `allow_pickle` also reads checkpoints that
     are not safetensors. `backend` auto and numba run covered models by our own decoder on a CPU in fp32; torch and
-    reference keep to transformers' code. Raises `ModelLoadFailed`, `Unsupported` with the reason, or `InvalidRequest`
-    for a parameter.
+    reference keep to transformers' code. `graphs`: small steps on a GPU are captured (see `CapturingDecoder`). Raises
+    `ModelLoadFailed`, `Unsupported` with the reason, or `InvalidRequest` for a parameter.
     """
     import torch
 
@@ -74,7 +78,9 @@ def load_model(
     check_config(config)
     arithmetic: torch.dtype = getattr(torch, resolve_dtype(dtype, device, config))
     may_be_lean = backend in LEAN_BACKENDS and device == "cpu" and arithmetic == torch.float32
-    order = Order(source, arithmetic, device, revision, read_limits(config, max_len), allow_pickle, may_be_lean)
+    may_capture = graphs and device.startswith("cuda") and attention.name == "triton"
+    limits = read_limits(config, max_len)
+    order = Order(source, arithmetic, device, revision, limits, allow_pickle, may_be_lean, may_capture)
     with reporting(progress) as report:
         model = _read_weights(order, config)
         report("check", 0, 1)
@@ -149,7 +155,15 @@ def _bind_and_prove(model: Any, attention: AttentionBackend, order: Order) -> De
             position_rows=order.limits.position_rows,
         )
         prove_equal(decoder, expected)
-    return decoder
+    return _with_graphs(decoder, attention) if order.may_capture else decoder
+
+
+def _with_graphs(decoder: HostedDecoder, attention: AttentionBackend) -> DecoderModel:
+    """Return the decoder with its small steps captured, where its attention can be."""
+    from kea.attention.triton_gpu import TritonAttention
+    from kea.models.graphs import CudaRecorder, GraphedDecoder
+
+    return GraphedDecoder(decoder, attention, CudaRecorder()) if isinstance(attention, TritonAttention) else decoder
 
 
 def _try_lean(model: Any, facts: ModelFacts, expected: torch.Tensor) -> DecoderModel | None:
