@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kea.engine.drawing import ONE_THREAD_NUMEL, DrawRows, Noise, draw_by_kernels, draw_by_torch
+from kea.engine.drawing_ahead import draw_ahead
 from kea.types import Sampling
 
 
@@ -164,3 +165,32 @@ def test_kernels_draw_what_torch_draws(width: int) -> None:
     samplings = [CASES[row % len(CASES)] for row in range(40)]
     rows = DrawRows(logits, logits.amax(-1), samplings, [Noise(row, row % 5) for row in range(40)])
     assert draw_by_kernels(rows) == draw_by_torch(rows)
+
+
+@pytest.mark.parametrize("sampling", CASES)
+def test_draws_that_nobody_waits_for_give_the_same_tokens(sampling: Sampling) -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(200, 1500, generator=generator).mul_(2.5)
+    rows = DrawRows(logits, logits.amax(-1), [sampling] * 200, [Noise(seed, seed % 5) for seed in range(200)])
+    token_ids, is_settled = draw_ahead(rows)
+    expected = torch.tensor(draw_by_torch(rows))
+    assert torch.equal(token_ids[is_settled], expected[is_settled])
+    assert is_settled.sum() >= 80  # a top_p near zero rejects almost every first draw
+
+
+def test_a_mixed_batch_is_drawn_row_by_row_as_it_would_be_alone() -> None:
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(len(CASES), 1500, generator=generator).mul_(2.5)
+    rows = DrawRows(logits, logits.amax(-1), CASES, [Noise(9, i) for i in range(len(CASES))])
+    token_ids, is_settled = draw_ahead(rows)
+    for row in is_settled.nonzero().flatten().tolist():
+        assert draw_by_torch(rows.take([row])) == [int(token_ids[row])]
+
+
+def test_rows_that_are_not_numbers_end_no_draw() -> None:
+    logits = torch.randn(12, 700, generator=torch.Generator().manual_seed(5))
+    logits[::2] = torch.nan
+    logits[1] = -torch.inf
+    samplings = [Sampling(), Sampling(top_p=0.5), Sampling(top_k=5), Sampling(top_k=650)] * 3
+    token_ids, _ = draw_ahead(DrawRows(logits, logits.amax(-1), samplings, [Noise(1, 0)] * 12))
+    assert ((token_ids >= 0) & (token_ids < 700)).all()

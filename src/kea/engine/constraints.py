@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from kea.engine.grammars import grammar_text
+from kea.engine.transfer import send, send_index
 from kea.errors import InvalidRequest, LimitExceeded, Unsupported
 from kea.types import Constraint
 
@@ -226,8 +227,8 @@ def apply_masks(logits: torch.Tensor, masks: Sequence[torch.Tensor | None]) -> N
         return
     words = torch.stack([mask for mask in masks if mask is not None])
     bits = torch.arange(256, dtype=torch.uint8)[:, None] >> torch.arange(8, dtype=torch.uint8) & 1
-    table = torch.zeros(256, 8).masked_fill_(bits == 0, -torch.inf).to(logits.device)
-    octets = words.view(torch.uint8).to(logits.device)
+    table = send(torch.zeros(256, 8).masked_fill_(bits == 0, -torch.inf), logits.device)
+    octets = send(words.view(torch.uint8), logits.device)
     added = torch.nn.functional.embedding(octets.int(), table).flatten(1)[:, : logits.shape[-1]]
     missing = logits.shape[-1] - added.shape[-1]
     if missing > 0:
@@ -235,4 +236,4 @@ def apply_masks(logits: torch.Tensor, masks: Sequence[torch.Tensor | None]) -> N
     if len(rows) == len(logits):
         logits.add_(added)
     else:
-        logits.index_add_(0, torch.tensor(rows, device=logits.device), added)
+        logits.index_add_(0, send_index(rows, logits.device), added)

@@ -69,7 +69,7 @@ class EngineCore:
         self._contexts = ContextTable(
             limits, model.facts.vocab_size, self._memory, self._batcher, start=self._start, clock=clock
         )
-        self._runner = Runner(model, self._memory, limits.num_pages, limits.page_tokens)
+        self._runner = Runner(model, self._memory, limits.num_pages, limits.page_tokens, max_rows=limits.max_num_seqs)
         self._sampler = Sampler(model.facts.vocab_size, lambda: secrets.randbits(SEED_BITS))
         self._constraints = Compilations(ConstraintCompiler(tokenizer))
         self._limits = limits
@@ -190,10 +190,11 @@ class EngineCore:
     def _compute(self, work: StepWork) -> _Result:
         """Run the model and draw each item's first token."""
         rows = select_rows(work)
-        logits, unsound = self._runner.run(work, rows.logit_rows)
+        logits, find_unsound = self._runner.run(work, rows.logit_rows)
         for item, first, stop in rows.prompts:
             score_prompt(item, logits[first:stop])
-        return _Result(logits, rows, unsound, self._draw(logits, rows.draws))
+        drawn = self._draw(logits, rows.draws)
+        return _Result(logits, rows, find_unsound(), drawn)
 
     def _conclude(self, work: StepWork, started: float, result: _Result) -> None:
         """Let pages, generations and counters follow a step that was computed."""

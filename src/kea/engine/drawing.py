@@ -20,10 +20,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from kea.engine.transfer import send, send_index
 from kea.types import Sampling
 
 ONE_THREAD_NUMEL = 1 << 20
-_WIDTHS = (64, 1024)
+WIDTHS = (64, 1024)
 _BLOCK = 128
 _BELOW_ONE = 1.0 - 2.0**-53
 _MASK = (1 << 64) - 1
@@ -70,7 +71,7 @@ class DrawRows:
     def take(self, rows: Sequence[int]) -> DrawRows:
         if len(rows) == len(self.samplings):
             return self
-        index = torch.tensor(rows, device=self.logits.device)
+        index = send_index(rows, self.logits.device)
         return DrawRows(
             self.logits.index_select(0, index),
             self.best.index_select(0, index),
@@ -93,7 +94,7 @@ class DrawRows:
 
     def column(self, values: Sequence[float], dtype: torch.dtype) -> torch.Tensor:
         """Return one value per row [R, 1]."""
-        return torch.tensor(values, dtype=dtype, device=self.logits.device)[:, None]
+        return send(torch.tensor(values, dtype=dtype), self.logits.device)[:, None]
 
     def uniform(self, attempt: int = 0) -> torch.Tensor:
         """Return each row's uniform number [R, 1] fp64."""
@@ -148,25 +149,26 @@ def _store(drawn: list[int], rows: Sequence[int], token_ids: Sequence[int]) -> N
         drawn[row] = token_id
 
 
-def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+def invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """Return the columns [R, 1] where the cumulative weights [R, n] first exceed `uniform` [R, 1] of their sum.
 
     First the block of columns, then the column in it: a running sum over all columns in fp64 costs ten times as much. A
-    column of weight 0 is never returned: a number below 1 times a sum is below the sum.
+    column of weight 0 is never returned: a number below 1 times a sum is below the sum. Where the weights are not
+    numbers, some column is.
     """
-    sums = _block_sums(weights).cumsum(-1)
+    sums = block_sums(weights).cumsum(-1)
     target = uniform * sums[:, -1:]
-    block = torch.searchsorted(sums, target, right=True)
+    block = torch.searchsorted(sums, target, right=True).clamp_(max=sums.shape[-1] - 1)
     end = sums.gather(-1, block)
     start = torch.where(block > 0, sums.gather(-1, (block - 1).clamp_(min=0)), 0.0)
     share = ((target - start) / (end - start)).clamp_(max=_BELOW_ONE)
     columns = block * _BLOCK + torch.arange(_BLOCK, device=weights.device)
     last = weights.shape[-1] - 1
     inner = weights.gather(-1, columns.clamp(max=last)).double().mul_(columns <= last).cumsum(-1)
-    return block * _BLOCK + torch.searchsorted(inner, share * inner[:, -1:], right=True)
+    return (block * _BLOCK + torch.searchsorted(inner, share * inner[:, -1:], right=True)).clamp_(max=last)
 
 
-def _block_sums(weights: torch.Tensor) -> torch.Tensor:
+def block_sums(weights: torch.Tensor) -> torch.Tensor:
     """Return the sums of each row's blocks of columns fp64, the same whatever the number of rows."""
     num_full = weights.shape[-1] // _BLOCK
     full = weights[:, : num_full * _BLOCK].reshape(len(weights), num_full, _BLOCK).sum(-1)
@@ -175,16 +177,16 @@ def _block_sums(weights: torch.Tensor) -> torch.Tensor:
 
 
 def _draw_any(rows: DrawRows) -> list[int]:
-    column = _invert(rows.weigh(rows.scale(rows.logits)), rows.uniform())
+    column = invert(rows.weigh(rows.scale(rows.logits)), rows.uniform())
     return column.squeeze(-1).tolist()
 
 
 def _draw_top_p(rows: DrawRows) -> list[int]:
     weights = rows.weigh(rows.scale(rows.logits))
-    column = _invert(weights, rows.uniform())
-    limit = rows.column([s.top_p for s in rows.samplings], torch.float64) * _block_sums(weights).sum(-1, keepdim=True)
+    column = invert(weights, rows.uniform())
+    limit = rows.column([s.top_p for s in rows.samplings], torch.float64) * block_sums(weights).sum(-1, keepdim=True)
     is_as_good = torch.ge(rows.logits, rows.logits.gather(-1, column), out=torch.empty_like(weights))
-    up_to = _block_sums(is_as_good.mul_(weights)).sum(-1, keepdim=True)
+    up_to = block_sums(is_as_good.mul_(weights)).sum(-1, keepdim=True)
     is_sure = (up_to - weights.gather(-1, column) < limit).squeeze(-1).tolist()
     drawn: list[int] = column.squeeze(-1).tolist()
     for row, sure in enumerate(is_sure):
@@ -198,11 +200,11 @@ def _draw_nucleus(logits: torch.Tensor, weights: torch.Tensor, limit: float, noi
     attempt = 0
     while True:
         uniform = torch.tensor([[noise.uniform(attempt)]], dtype=torch.float64, device=logits.device)
-        token = int(_invert(weights[None], uniform))
+        token = int(invert(weights[None], uniform))
         is_before = logits > logits[token]
         is_before[:token] |= logits[:token] == logits[token]
         left = weights * is_before
-        if float(_block_sums(left[None]).sum()) < limit:
+        if float(block_sums(left[None]).sum()) < limit:
             return token
         weights = left
         attempt += 1
@@ -212,18 +214,20 @@ def _draw_top_k(rows: DrawRows) -> list[int]:
     width = rows.logits.shape[-1]
     drawn = [0] * len(rows.samplings)
     pending = list(range(len(rows.samplings)))
-    for num_best in (*(w for w in _WIDTHS if w < width), width):
+    for num_best in (*(w for w in WIDTHS if w < width), width):
         tried = [row for row in pending if rows.samplings[row].top_k < num_best]
         if tried:
-            token_ids, is_settled = _draw_among(rows.take(tried), num_best)
-            _store(drawn, tried, token_ids)
-            settled = {row for row, flag in zip(tried, is_settled, strict=True) if flag}
+            token_ids, is_settled = draw_among(rows.take(tried), num_best)
+            _store(drawn, tried, token_ids.tolist())
+            settled = {row for row, flag in zip(tried, is_settled.tolist(), strict=True) if flag}
             pending = [row for row in pending if row not in settled]
     return drawn
 
 
-def _draw_among(rows: DrawRows, num_best: int) -> tuple[list[int], list[bool]]:
-    """Draw from the best `num_best` tokens; also tell for which rows they surely hold all that top_k and top_p keep."""
+def draw_among(rows: DrawRows, num_best: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw from the best `num_best` tokens [R]; also tell for which rows they surely hold all that top_k and top_p keep
+    [R].
+    """
     if num_best == rows.logits.shape[-1]:
         ids, values, ranked = None, rows.logits, _sorted(rows.logits)
     else:
@@ -235,10 +239,10 @@ def _draw_among(rows: DrawRows, num_best: int) -> tuple[list[int], list[bool]]:
     is_tie = values == last
     num_better = (ranked > last).sum(-1, keepdim=True)
     is_kept = (values > last) | (is_tie & (is_tie.cumsum(-1) <= num_kept - num_better))
-    column = _invert(rows.weigh(rows.scale(values)).mul_(is_kept), rows.uniform())
+    column = invert(rows.weigh(rows.scale(values)).mul_(is_kept), rows.uniform())
     if ids is None:
-        return column.squeeze(-1).tolist(), [True] * len(rows.samplings)
-    return ids.gather(-1, column).squeeze(-1).tolist(), (last > ranked[:, -1:]).squeeze(-1).tolist()
+        return column.squeeze(-1), torch.ones_like(column, dtype=torch.bool).squeeze(-1)
+    return ids.gather(-1, column).squeeze(-1), (last > ranked[:, -1:]).squeeze(-1)
 
 
 def _num_kept(rows: DrawRows, ranked: torch.Tensor) -> torch.Tensor:
@@ -248,7 +252,7 @@ def _num_kept(rows: DrawRows, ranked: torch.Tensor) -> torch.Tensor:
     weights.mul_(rank < rows.column([s.top_k for s in rows.samplings], torch.int64))
     cumulative = weights.cumsum(-1)
     limit = rows.column([s.top_p for s in rows.samplings], torch.float64) * cumulative[:, -1:]
-    return ((weights > 0) & (cumulative - weights < limit)).sum(-1, keepdim=True)
+    return ((weights > 0) & (cumulative - weights < limit)).sum(-1, keepdim=True).clamp_(min=1)
 
 
 def _sorted(values: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from kea.engine.transfer import send_index
 from kea.types import TokenLogprob
 
 _MIN_WIDTH = 16  # most tokens are among so many best, which spares the pass that counts the better ones
@@ -22,7 +23,7 @@ def token_logprobs(logits: torch.Tensor, token_ids: Sequence[int], num_top: Sequ
     total = logits.logsumexp(-1, keepdim=True)
     best_ids, best = _best(logits, min(max(_MIN_WIDTH, *num_top), logits.shape[-1]))
     rows = list(zip(best_ids.tolist(), (best - total).tolist(), strict=True))
-    chosen = logits.gather(-1, torch.tensor(token_ids, device=logits.device)[:, None])
+    chosen = logits.gather(-1, send_index(token_ids, logits.device)[:, None])
     ranks = _ranks(logits, token_ids, [ids for ids, _ in rows])
     return [
         TokenLogprob(token_id, logprob, rank, tuple(zip(ids[:num], logprobs[:num], strict=True)))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from kea.engine.transfer import send
 from kea.errors import InvalidRequest
 from kea.types import Sampling
 
@@ -107,7 +108,7 @@ def add_bias(logits: torch.Tensor, states: Sequence[RowState | None]) -> None:
         return
     where = _flat_index(logits, rows, [state.bias_ids for state in chosen])
     flat = logits.view(-1)
-    flat[where] += torch.from_numpy(np.concatenate([state.bias for state in chosen])).to(logits.device)
+    flat[where] += send(np.concatenate([state.bias for state in chosen]), logits.device)
 
 
 def ban_tokens(logits: torch.Tensor, banned: Sequence[Sequence[int]]) -> None:
@@ -137,9 +138,9 @@ def apply_penalties(logits: torch.Tensor, states: Sequence[RowState]) -> None:
     subtracted = frequency * num_output + presence * (num_output > 0)
     flat = logits.view(-1)
     values = flat[where]
-    factor = torch.from_numpy(repetition.copy()).to(logits.device)
+    factor = send(repetition.copy(), logits.device)
     values = torch.where(values > 0, values / factor, values * factor)
-    flat[where] = values - torch.from_numpy(subtracted).to(logits.device)
+    flat[where] = values - send(subtracted, logits.device)
 
 
 def _penalties(sampling: Sampling) -> tuple[float, float, float]:
@@ -150,4 +151,4 @@ def _flat_index(logits: torch.Tensor, rows: Sequence[int], ids: Sequence[NDArray
     """Return the positions of each row's ids in the flattened logits."""
     width = logits.shape[-1]
     where = np.concatenate([row_ids + row * width for row, row_ids in zip(rows, ids, strict=True)])
-    return torch.from_numpy(where).to(logits.device)
+    return send(where, logits.device)

@@ -6,55 +6,72 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 from kea.attention.base import Run, SequencePlan, StepPlan
 from kea.engine.draft import StepWork, WorkItem
+from kea.engine.transfer import send
 from kea.memory import KVMemory, PageCopy
-from kea.models.base import DecoderModel, StepInput
+from kea.models.base import CapturingDecoder, DecoderModel, StepInput
+
+FindUnsound = Callable[[], list[WorkItem]]
 
 
 class Runner:
     """The model and its page pool. Lives as long as its engine."""
 
-    def __init__(self, model: DecoderModel, memory: KVMemory, num_pages: int, page_tokens: int) -> None:
+    def __init__(
+        self, model: DecoderModel, memory: KVMemory, num_pages: int, page_tokens: int, *, max_rows: int = 256
+    ) -> None:
         self._model = model
         self._memory = memory
         self._page_tokens = page_tokens
         self._cache = model.create_cache(num_pages * page_tokens)
+        if isinstance(model, CapturingDecoder):
+            model.capture(self._cache, page_tokens, max_rows)
 
-    def run(self, work: StepWork, logit_rows: Sequence[int]) -> tuple[torch.Tensor, list[WorkItem]]:
+    def run(self, work: StepWork, logit_rows: Sequence[int]) -> tuple[torch.Tensor, FindUnsound]:
         """Compute a step whose copies are done; return the logits [R, V] fp32 of the given rows of the flattened batch,
-        and the items whose KV is not finite.
+        and what finds the items whose KV is not finite.
+
+        On a device both are on their way: what is done with the logits there is queued behind them, and whoever first
+        reads something back waits for the step.
         """
         step = self._step_input(work.items, logit_rows)
         with torch.inference_mode():
             logits = self._model.forward(step, self._cache)
-            return logits, self._unsound(work.items, step.plan.slots)
+            return logits, self._check(work.items, step.plan.slots)
 
     def wipe(self, item: WorkItem) -> None:
         """Zero what an item has written, or was to write."""
-        slots = self._tensor(self._slots(item))
+        (slots,) = self._tensors(self._slots(item))
         for layer in self._cache:
             layer.keys[slots] = 0
             layer.values[slots] = 0
 
-    def _unsound(self, items: Sequence[WorkItem], slots: torch.Tensor) -> list[WorkItem]:
-        """Return the items of which a row's KV is not finite. The last layer tells: what is not finite in a layer
-        before it reaches it through the residual stream.
+    def _check(self, items: Sequence[WorkItem], slots: torch.Tensor) -> FindUnsound:
+        """Return what finds the items of which a row's KV is not finite. The last layer tells: what is not finite in a
+        layer before it reaches it through the residual stream.
         """
         last = self._cache[-1]
         rows = [part.index_select(0, slots).flatten(1) for part in (last.keys, last.values)]
-        if all(math.isfinite(part.sum(dtype=torch.float32).item()) for part in rows):
-            return []
-        is_sound = torch.cat(rows, dim=1).isfinite().all(dim=1).tolist()
-        stops = itertools.accumulate(item.num_tokens for item in items)
-        return [
-            item for item, stop in zip(items, stops, strict=True) if not all(is_sound[stop - item.num_tokens : stop])
-        ]
+        sums = torch.stack([part.sum(dtype=torch.float32) for part in rows])
+
+        def find() -> list[WorkItem]:
+            if all(map(math.isfinite, sums.tolist())):
+                return []
+            is_sound = torch.cat(rows, dim=1).isfinite().all(dim=1).tolist()
+            stops = itertools.accumulate(item.num_tokens for item in items)
+            return [
+                item
+                for item, stop in zip(items, stops, strict=True)
+                if not all(is_sound[stop - item.num_tokens : stop])
+            ]
+
+        return find
 
     def copy(self, copies: Sequence[PageCopy]) -> None:
         """Perform page copies, in order."""
@@ -81,8 +98,8 @@ class Runner:
             token_ids.extend(item.guesses)
             positions.extend(range(item.start, item.end))
             slots.extend(self._slots(item))
-        plan = StepPlan(tuple(sequences), self._tensor(slots), self._page_tokens)
-        return StepInput(self._tensor(token_ids), self._tensor(positions), self._tensor(logit_rows), plan)
+        ids, at, where, wanted = self._tensors(token_ids, positions, slots, logit_rows)
+        return StepInput(ids, at, wanted, StepPlan(tuple(sequences), where, self._page_tokens))
 
     def _plan(self, item: WorkItem, row: int) -> SequencePlan:
         pages = item.context.pages
@@ -95,7 +112,9 @@ class Runner:
         table = item.context.pages.pages
         return [table[position // size] * size + position % size for position in range(item.start, item.end)]
 
-    def _tensor(self, values: Sequence[int]) -> torch.Tensor:
-        tensor = torch.from_numpy(np.array(values, dtype=np.int64))
-        device = self._model.facts.device
-        return tensor if device == "cpu" else tensor.to(device, non_blocking=True)
+    def _tensors(self, *parts: Sequence[int]) -> tuple[torch.Tensor, ...]:
+        """Return the parts on the device, sent in one transfer."""
+        joined = np.array(list(itertools.chain.from_iterable(parts)), dtype=np.int64)
+        sent = send(joined, torch.device(self._model.facts.device))
+        stops = itertools.accumulate(map(len, parts))
+        return tuple(sent[stop - len(part) : stop] for part, stop in zip(parts, stops, strict=True))

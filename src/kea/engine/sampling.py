@@ -16,8 +16,10 @@ import torch
 
 from kea.engine.constraints import apply_masks
 from kea.engine.drawing import ONE_THREAD_NUMEL, DrawRows, Noise, draw_tokens
+from kea.engine.drawing_ahead import draw_ahead
 from kea.engine.logprobs import token_logprobs
 from kea.engine.penalties import RowState, add_bias, apply_penalties, ban_tokens
+from kea.engine.transfer import send_index
 from kea.errors import EngineFault, InvalidRequest, KeaError
 from kea.types import Sampling, TokenLogprob
 
@@ -127,23 +129,48 @@ def _process(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
 
 
 def _choose(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[int | None]:
-    """Return each row's token id; None where no logit is finite or one is not a number."""
+    """Return each row's token id; None where no logit is finite or one is not a number.
+
+    On a CPU a draw may look at what it has before it goes on. On a device all is queued, and read back once.
+    """
     best, best_ids = logits.max(dim=-1)  # the first of equal ones
-    is_sound = [math.isfinite(value) for value in best.tolist()]
+    if logits.device.type != "cpu":
+        return _choose_ahead(logits, best, best_ids, rows)
+    is_sound = best.isfinite().tolist()
     token_ids: list[int | None] = [
         token_id if sound else None for token_id, sound in zip(best_ids.tolist(), is_sound, strict=True)
     ]
     random = [row for row, spec in enumerate(rows) if is_sound[row] and not spec.state.sampling.is_greedy]
     if random:
-        states = [rows[row].state for row in random]
-        if len(random) < len(rows):
-            index = torch.tensor(random, device=logits.device)
-            logits, best = logits.index_select(0, index), best.index_select(0, index)
-        noise = [Noise(state.seed, state.num_drawn) for state in states]
-        drawn = draw_tokens(DrawRows(logits, best, [state.sampling for state in states], noise))
-        for row, token_id in zip(random, drawn, strict=True):
+        draws = _draw_rows(logits, best, rows)
+        for row, token_id in zip(random, draw_tokens(draws.take(random)), strict=True):
             token_ids[row] = token_id
     return token_ids
+
+
+def _choose_ahead(
+    logits: torch.Tensor, best: torch.Tensor, best_ids: torch.Tensor, rows: Sequence[SamplingRow]
+) -> list[int | None]:
+    """Return what `_choose` does, with one transfer, and one more for rows that were not settled in the first go."""
+    random = [row for row, spec in enumerate(rows) if not spec.state.sampling.is_greedy]
+    token_ids, is_settled = best_ids.clone(), torch.ones_like(best_ids)
+    draws = _draw_rows(logits, best, rows)
+    if random:
+        index = send_index(random, logits.device)
+        own_ids, own_settled = draw_ahead(draws.take(random))
+        token_ids[index], is_settled[index] = own_ids, own_settled.long()
+    chosen, sound, settled = torch.stack([token_ids, best.isfinite().long(), is_settled]).tolist()
+    late = [row for row in random if sound[row] and not settled[row]]
+    if late:
+        for row, token_id in zip(late, draw_tokens(draws.take(late)), strict=True):
+            chosen[row] = token_id
+    return [token_id if is_sound else None for token_id, is_sound in zip(chosen, sound, strict=True)]
+
+
+def _draw_rows(logits: torch.Tensor, best: torch.Tensor, rows: Sequence[SamplingRow]) -> DrawRows:
+    states = [row.state for row in rows]
+    noise = [Noise(state.seed, state.num_drawn) for state in states]
+    return DrawRows(logits, best, [state.sampling for state in states], noise)
 
 
 def _report(
@@ -159,7 +186,7 @@ def _report(
         return {}
     indices, chosen, num_top = zip(*asked, strict=True)
     if len(asked) < len(rows):
-        logits = logits.index_select(0, torch.tensor(indices, device=logits.device))
+        logits = logits.index_select(0, send_index(indices, logits.device))
     return dict(zip(indices, token_logprobs(logits, chosen, num_top), strict=True))
 
 
