@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import threading
 
 import numba
 import pytest
 import torch
 from numba.core.caching import FunctionCache
 
-from kea.attention.jit import compiled, running_kernels, spread
+from kea.attention.jit import compiled, running_kernels
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
@@ -27,20 +26,6 @@ def test_kernels_run_on_as_many_threads_as_torch_was_given(num_threads: int) -> 
         assert torch.get_num_threads() == num_threads
     finally:
         torch.set_num_threads(before)
-
-
-def test_work_is_spread_over_threads_and_its_error_is_raised_after_all_have_ended() -> None:
-    done: dict[int, int] = {}
-
-    def work(part: int) -> None:
-        done[part] = threading.get_ident()
-        if part == 1:
-            raise ValueError("part 1")
-
-    with pytest.raises(ValueError, match="part 1"):
-        spread(3, work)
-    assert set(done) == {0, 1, 2}
-    assert done[2] == threading.get_ident()
 
 
 def test_where_nothing_can_be_kept_on_disk_kernels_still_compile_and_say_so(

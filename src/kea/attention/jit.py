@@ -1,14 +1,12 @@
 """How numba compiles and runs our CPU kernels: what is cached on disk, which threads run them.
 
-Owns the one lock under which kernels run, and the threads on which torch's products run beside them. Knows no attention
-and no models; their kernels are decorated here.
+Owns the one lock under which kernels run. Knows no attention and no models; their kernels are decorated here.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -24,7 +22,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 # too, products were measured ten times slower so. The pool takes one caller at a time; a second ends the process.
 numba.config.THREADING_LAYER = "workqueue"
 _RUNNING = threading.RLock()
-_WORKERS = ThreadPoolExecutor(thread_name_prefix="kea-products")
 
 
 class _Budget(threading.local):
@@ -55,7 +52,7 @@ def compiled(*, parallel: bool = False, exact: bool = False) -> Callable[[F], F]
 def running_kernels() -> Iterator[int]:
     """Hold the kernels' threads while the block runs; gives their number, which is torch's: one budget for both.
 
-    Meanwhile an operator of torch runs on the thread that calls it alone; `spread` makes them several. May be nested.
+    Meanwhile an operator of torch runs on the thread that calls it alone. May be nested.
     """
     if _BUDGET.num_threads:
         yield _BUDGET.num_threads
@@ -70,20 +67,3 @@ def running_kernels() -> Iterator[int]:
         finally:
             torch.set_num_threads(given)
             _BUDGET.num_threads = 0
-
-
-def spread(num_parts: int, work: Callable[[int], None]) -> None:
-    """Call `work` with 0 ... `num_parts` - 1, each on a thread of its own, the last on this one. No kernel may follow
-    in `work` that is parallel itself."""
-
-    def infer(part: int) -> None:
-        with torch.inference_mode():
-            work(part)
-
-    others = [_WORKERS.submit(infer, part) for part in range(num_parts - 1)]
-    try:
-        infer(num_parts - 1)
-    finally:
-        wait(others)
-    for other in others:
-        other.result()

@@ -1,42 +1,67 @@
-"""The backend `numba`: decode rows by our own kernels over the pages in place, chunks by torch's products.
+"""The backend `numba`: our own kernels over the pages in place, a page that several contexts share read once for all.
 
-For CPUs and fp32; other arithmetic goes through the backend `torch` as a whole. Long contexts are cut into stretches,
-so that one row keeps all threads busy; a stretch's bounds do not depend on the batch. Knows no requests, no models.
+For CPUs and fp32; other arithmetic goes through the backend `torch` as a whole. Knows no requests, no models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from kea.attention.base import LayerCache, LayerSpec, SequencePlan, StepPlan
+from kea.attention import numba_kernels as kernels
+from kea.attention.base import LayerCache, LayerSpec, StepPlan
 from kea.attention.gather import GatherPlan, Workspace
-from kea.attention.jit import running_kernels, spread
-from kea.attention.numba_kernels import I64, attend_items, write
+from kea.attention.jit import running_kernels
+from kea.attention.numba_units import Units, plan_units
+from kea.attention.sharing import Int64, Segments, SharingCosts, SharingPlanner
+from kea.kernels.program import TEAM, Operation, Program
 
-MAX_SINGLE_QUERIES = 4
-MAX_STRETCH_TOKENS = 512
-NO_SINKS = np.empty(0, np.float32)
 
-Work = tuple[I64, I64, I64, I64]
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A step's arguments for layers of one shape and window, and what their addresses point to."""
+
+    arguments: Int64
+    segments: Segments
+    units: Units
+
+    @property
+    def num_chunks(self) -> dict[str, int]:
+        a = self.arguments
+        rows = -(-int(a[kernels.NUM_ROWS]) // kernels.STORE_ROWS)
+        return {"rows": rows, "units": len(self.units.units), "merged": len(self.units.merged)}
+
+
+class Launcher:
+    """The program of one layer's attention: its arguments are written anew for each run. Lives with the backend."""
+
+    def __init__(self) -> None:
+        self.arguments = np.zeros(kernels.NUM_LAYER, np.int64)
+        self._spare = np.empty(0, np.float32)
+        parts = ((kernels.STORE, "rows"), (kernels.ATTEND, "units"), (kernels.MERGE, "merged"))
+        self._program = Program([Operation(kernel, self.arguments, None, name) for kernel, name in parts])
+
+    def run(self, spec: LayerSpec, work: Work, num_threads: int) -> None:
+        size = work.units.num_spare * spec.num_heads * (spec.value_dim + 2)
+        if size > self._spare.size:
+            self._spare = np.empty(size, np.float32)
+        self.arguments[kernels.SPARE] = self._spare.ctypes.data
+        self.arguments[kernels.STEP] = work.arguments.ctypes.data
+        TEAM.run(self._program, num_threads, **work.num_chunks)
 
 
 class NumbaPlan:
-    """One step: which rows our kernels attend for, and the torch plan of the others."""
+    """One step: its tree of shared pages and, by the shape of a layer, the work of it."""
 
-    def __init__(self, plan: StepPlan, workspaces: list[Workspace]) -> None:
+    def __init__(self, plan: StepPlan, planner: SharingPlanner, launcher: Launcher, workspace: Workspace) -> None:
         self._plan = plan
-        self._singles = tuple(seq for seq in plan.sequences if seq.num_queries <= MAX_SINGLE_QUERIES)
-        chunks = tuple(seq for seq in plan.sequences if seq.num_queries > MAX_SINGLE_QUERIES)
-        self._all = GatherPlan(plan, workspaces[0])
-        self._chunks = StepPlan(chunks, plan.slots, plan.page_tokens) if chunks else None
-        self._workspaces = workspaces
-        self._parts: list[GatherPlan] = []
-        self._slots: I64 = plan.slots.numpy()
-        self._work: dict[int | None, Work] = {}
+        self._tree = planner.tree(plan.sequences, plan.page_tokens)
+        self._launcher = launcher
+        self._gathering = GatherPlan(plan, workspace)
+        self._work: dict[tuple[int | None, int, int], Work] = {}
 
     def attend(
         self,
@@ -49,119 +74,97 @@ class NumbaPlan:
         sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         if {query.dtype, cache.keys.dtype} != {torch.float32}:
-            return self._all.attend(spec, query, key, value, cache, sinks=sinks)
+            return self._gathering.attend(spec, query, key, value, cache, sinks=sinks)
         check_cache(spec, cache)
-        output = query.new_empty(query.shape[0], spec.num_heads, spec.value_dim)
         with running_kernels() as num_threads:
-            if self._chunks is not None:
-                num_parts = min(num_threads, spec.num_kv_heads)
-                plans = self._plans_of(self._chunks, num_parts)
-                rows = (query, key, value, output)
-                spread(num_parts, lambda part: _attend_part(plans[part], spec, (part, num_parts), rows, (cache, sinks)))
-            self._attend_singles(spec, (query, key, value), cache, sinks, output)
+            work = self._work_of(spec, num_threads)
+            sees_all = len(work.units.rows) == len(query)
+            make = query.new_empty if sees_all else query.new_zeros
+            output = make((len(query), spec.num_heads, spec.value_dim))
+            parts = (query.contiguous(), key.contiguous(), value.contiguous(), output)
+            logits = None if sinks is None else sinks.float().contiguous()
+            write_layer(self._launcher.arguments, spec, parts, cache, logits)
+            self._launcher.run(spec, work, num_threads)
         return output
 
-    def _plans_of(self, chunks: StepPlan, num_parts: int) -> list[GatherPlan]:
-        """Return a plan of the chunks for each part: its buffers and masks are its own."""
-        while len(self._workspaces) < num_parts:
-            self._workspaces.append(Workspace())
-        self._parts += [GatherPlan(chunks, workspace) for workspace in self._workspaces[len(self._parts) : num_parts]]
-        return self._parts
-
-    def _attend_singles(
-        self,
-        spec: LayerSpec,
-        rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-        cache: LayerCache,
-        sinks: torch.Tensor | None,
-        output: torch.Tensor,
-    ) -> None:
-        query, key, value = (part.contiguous().numpy() for part in rows)
-        caches = (cache.keys.numpy(), cache.values.numpy())
-        factors = (spec.scale, spec.softcap or 0.0, self._plan.page_tokens)
-        if self._chunks is None:
-            write(self._slots, key, value, caches)
-        if self._singles:
-            logits = NO_SINKS if sinks is None else sinks.float().contiguous().numpy()
-            attend_items((query, output.numpy()), caches, self._work_of(spec.window), factors, logits)
-
-    def _work_of(self, window: int | None) -> Work:
-        if window not in self._work:
-            self._work[window] = plan_work(self._singles, window)
-        return self._work[window]
+    def _work_of(self, spec: LayerSpec, num_threads: int) -> Work:
+        group = spec.num_heads // spec.num_kv_heads
+        key = (spec.window, spec.num_kv_heads, group)
+        if key not in self._work:
+            segments = self._tree.segments(spec.window, sharing_costs(group))
+            units = plan_units(segments, spec.num_kv_heads, group, num_threads)
+            self._work[key] = Work(step_arguments(self._plan, segments, units), segments, units)
+        return self._work[key]
 
 
-def _attend_part(
-    plan: GatherPlan,
+def sharing_costs(group: int) -> SharingCosts:
+    return SharingCosts(segment=20.0, row=2.0, product=0.03 * group)
+
+
+def write_layer(
+    a: Int64,
     spec: LayerSpec,
-    part: tuple[int, int],
-    rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
-    memory: tuple[LayerCache, torch.Tensor | None],
+    parts: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    cache: LayerCache,
+    sinks: torch.Tensor | None,
 ) -> None:
-    """Attend with one part of the KV heads, and the queries' heads that they serve, as if they were the layer."""
-    query, key, value, output = rows
-    cache, sinks = memory
-    lo, hi = ((part[0] + i) * spec.num_kv_heads // part[1] for i in (0, 1))
-    group = spec.num_heads // spec.num_kv_heads
-    heads = slice(lo * group, hi * group)
-    output[:, heads] = plan.attend(
-        replace(spec, num_heads=(hi - lo) * group, num_kv_heads=hi - lo),
-        query[:, heads].contiguous(),
-        key[:, lo:hi],
-        value[:, lo:hi],
-        LayerCache(cache.keys[:, lo:hi], cache.values[:, lo:hi]),
-        sinks=None if sinks is None else sinks[heads],
-    )
+    """Write a layer's arguments; the tensors are to live as long as these are in use."""
+    query, key, value, output = parts
+    fields: dict[int, Any] = {
+        kernels.QUERY: query.data_ptr(),
+        kernels.KEY: key.data_ptr(),
+        kernels.VALUE: value.data_ptr(),
+        kernels.OUT: output.data_ptr(),
+        kernels.OUT_WIDTH: spec.num_heads * spec.value_dim,
+        kernels.KEYS: cache.keys.data_ptr(),
+        kernels.VALUES: cache.values.data_ptr(),
+        kernels.NUM_SLOTS: len(cache.keys),
+        kernels.NUM_HEADS: spec.num_heads,
+        kernels.NUM_KV: spec.num_kv_heads,
+        kernels.KEY_DIM: spec.key_dim,
+        kernels.VALUE_DIM: spec.value_dim,
+        kernels.SCALE: np.float64(spec.scale).view(np.int64),
+        kernels.SOFTCAP: np.float64(spec.softcap or 0.0).view(np.int64),
+        kernels.SINKS: 0 if sinks is None else sinks.data_ptr(),
+    }
+    for index, found in fields.items():
+        a[index] = found
+
+
+def step_arguments(plan: StepPlan, segments: Segments, units: Units) -> Int64:
+    a = np.zeros(kernels.NUM_STEP, np.int64)
+    a[kernels.SLOTS], a[kernels.NUM_ROWS] = plan.slots.data_ptr(), len(plan.slots)
+    a[kernels.PAGES], a[kernels.NUM_PAGES] = segments.pages.ctypes.data, len(segments.pages)
+    a[kernels.ROWS_SEEN], a[kernels.NUM_ENTRIES] = segments.rows.ctypes.data, len(segments.rows)
+    a[kernels.LOWS], a[kernels.HIGHS] = segments.lows.ctypes.data, segments.highs.ctypes.data
+    a[kernels.UNITS], a[kernels.NUM_UNITS] = units.units.ctypes.data, len(units.units)
+    a[kernels.PAGE_TOKENS], a[kernels.NUM_SPARE] = plan.page_tokens, units.num_spare
+    a[kernels.MERGED], a[kernels.NUM_MERGED] = units.merged.ctypes.data, len(units.merged)
+    a[kernels.BOUNDS] = units.bounds.ctypes.data
+    a[kernels.PLACES], a[kernels.NUM_PLACES] = units.places.ctypes.data, len(units.places)
+    return a
 
 
 def check_cache(spec: LayerSpec, cache: LayerCache) -> None:
-    """The kernels do not check their indices: a cache of another shape must not reach them."""
+    """The kernels do not check their indices: a cache of another shape or layout must not reach them."""
     found = (tuple(cache.keys.shape[1:]), tuple(cache.values.shape[1:]))
     expected = ((spec.num_kv_heads, spec.key_dim), (spec.num_kv_heads, spec.value_dim))
     if found != expected:
         raise RuntimeError(f"The layer's cache holds heads of {found}, the layer's are {expected}.")
-
-
-def plan_work(sequences: tuple[SequencePlan, ...], window: int | None) -> Work:
-    """Cut the visible positions of every query into items; see `attend_items` for the arrays."""
-    items: list[tuple[int, int, int, int]] = []
-    tables: list[int] = []
-    rows, bounds = [], [0]
-    for sequence in sequences:
-        for i in range(sequence.num_queries):
-            spans = _visible(sequence, sequence.position + i, window)
-            items += [(sequence.row_start + i, len(tables), lo, hi) for lo, hi in spans]
-            rows.append(sequence.row_start + i)
-            bounds.append(len(items))
-        tables += sequence.page_table
-    return (
-        np.array(items, dtype=np.int64).reshape(-1, 4),
-        np.array(tables, dtype=np.int64),
-        np.array(rows, dtype=np.int64),
-        np.array(bounds, dtype=np.int64),
-    )
-
-
-def _visible(sequence: SequencePlan, position: int, window: int | None) -> Iterator[tuple[int, int]]:
-    """Yield the stretches [lo, hi) that the query at `position` sees, cut at multiples of the longest one."""
-    for run in sequence.runs:
-        lo = run.start if run.left is None else max(run.start, position - run.left)
-        lo = lo if window is None else max(lo, position - window + 1)
-        stop = min(run.stop, position + 1)
-        while lo < stop:
-            hi = min(stop, (lo // MAX_STRETCH_TOKENS + 1) * MAX_STRETCH_TOKENS)
-            yield lo, hi
-            lo = hi
+    if not (cache.keys.is_contiguous() and cache.values.is_contiguous()):
+        raise RuntimeError("The layer's cache is not contiguous.")
 
 
 class NumbaAttention:
-    """The backend `numba`. Chunks are torch's, whose last bits depend on the batch."""
+    """The backend `numba`. Where a stretch of keys is cut depends on the batch, so a row's last bits do too."""
 
     name = "numba"
     batch_invariant = False
 
     def __init__(self) -> None:
-        self._workspaces = [Workspace()]
+        self._planner = SharingPlanner()
+        self._workspace = Workspace()
+        self._launcher = Launcher()
 
     def prepare(self, plan: StepPlan) -> NumbaPlan:
-        return NumbaPlan(plan, self._workspaces)
+        return NumbaPlan(plan, self._planner, self._launcher, self._workspace)

@@ -1,6 +1,8 @@
-"""The kernels of the backend `numba`: attention of single queries over stretches of paged keys. Knows no plans.
+"""The kernels of the backend `numba`: attention of blocks of queries over stretches of paged keys. Knows no plans.
 
-Everything that a kernel calls is in this file: the cache on disk follows a file's own changes only.
+A block is some rows of the batch and, for one KV head, the query heads that it serves: its queries lie side by side in
+the lanes of vectors. Keys and values are read where they are; scores exist for TILE keys at a time. Each kernel is a
+function of the address of its arguments and a chunk, see `kea.kernels.program`.
 """
 
 from __future__ import annotations
@@ -8,175 +10,356 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import prange, types
-from numba.extending import intrinsic
+from numba import carray, njit
 from numpy.typing import NDArray
 
-from kea.attention.jit import compiled
+from kea.kernels.machine import f32_at, i64_at, number_at
+from kea.kernels.program import Kernel
+from kea.kernels.vectors import (
+    KEYS as KEYS_AT_ONCE,
+)
+from kea.kernels.vectors import (
+    LANES,
+    LOWEST,
+    ROWS,
+    TOKENS,
+    VECTORS,
+    WIDTH,
+    conceal,
+    dots,
+    fetch,
+    scores_of,
+    soften,
+    weigh_by,
+)
 
 F32 = NDArray[np.float32]
+I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
+TILE = 64
+STORE_ROWS = 32
+MAX_FEW = 8
+"""Queries up to which each is multiplied with a key by itself: a vector of them would be half empty."""
 
-@intrinsic  # type: ignore[untyped-decorator]
-def float_of_bits(_typing: Any, bits: Any) -> Any:
-    """Read an int32's bits as a float32."""
+LOG2_E = np.float32(1.4426950408889634)
 
-    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], context.get_value_type(types.float32))
+# Arguments of a layer: addresses, sizes, SCALE and SOFTCAP (0: none) as bits of fp64; SINKS is 0 where there are none.
+# OUT is [T, OUT_WIDTH], its rows beginning with [H, Dv]; SPARE is where a row's sums are kept, [NUM_SPARE, H, Dv] and
+# [2, NUM_SPARE, H] behind. STEP is the address of the step's arguments.
+(QUERY, KEY, VALUE, OUT, OUT_WIDTH, KEYS, VALUES, NUM_SLOTS, NUM_HEADS, NUM_KV, KEY_DIM, VALUE_DIM, SCALE, SOFTCAP,
+ SINKS, SPARE, STEP, NUM_LAYER) = range(18)  # fmt: skip
 
-    return types.float32(bits), emit
+# Arguments of a step, in layers of one shape and window: the new rows' SLOTS [T]; PAGES, ROWS, LOWS and HIGHS as in
+# `Segments`; UNITS [N, 9]: first entry, last, place of the first page, its position, start, stop, first KV head, last,
+# place of the first partial result (-1: the result is whole). MERGED [N] rows, the BOUNDS [N + 1] of their PLACES.
+(SLOTS, NUM_ROWS, PAGES, NUM_PAGES, ROWS_SEEN, LOWS, HIGHS, NUM_ENTRIES, UNITS, NUM_UNITS, PAGE_TOKENS, NUM_SPARE,
+ MERGED, BOUNDS, PLACES, NUM_MERGED, NUM_PLACES, NUM_STEP) = range(18)  # fmt: skip
 
+UNIT_FIELDS = 9
 
-@compiled(exact=True)
-def exp(x: np.float32) -> np.float32:
-    """Return e**x for x <= 88, to about 1e-7 (Cephes expf): plain arithmetic, so that loops of it become vectors."""
-    x = max(x, np.float32(-87.0))
-    n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
-    r = x - n * np.float32(0.693359375)
-    r -= n * np.float32(-2.12194440e-4)
-    p = np.float32(1.9875691500e-4)
-    p = p * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
-    p = p * r * r + r + np.float32(1.0)
-    return p * float_of_bits(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))  # type: ignore[no-any-return]
+scores_1, scores_2, scores_3 = (scores_of(lanes) for lanes in (1, 2, LANES))
+weigh_1, weigh_2, weigh_3, weigh_4 = (weigh_by(vectors) for vectors in (1, 2, 3, 4))
 
 
-@compiled()
-def dot(a: F32, b: F32) -> np.float32:
-    total = np.float32(0.0)
-    for i in range(a.shape[0]):
-        total += a[i] * b[i]
-    return total
+def inner(function: Any) -> Any:
+    """Compile a function that kernels call, as a part of them."""
+    return njit(nogil=True, fastmath={"reassoc", "contract", "nsz"})(function)
 
 
-@compiled()
-def weigh(weights: F32, values: F32, head: int, slot: int, out: F32) -> None:
-    """Add to `out` [Dv] the sum of weights [N] times the values of one head at the slots from `slot` on."""
-    count, first = weights.shape[0], 0
-    while first + 4 <= count:
-        p0, p1, p2, p3 = weights[first], weights[first + 1], weights[first + 2], weights[first + 3]
-        v0, v1 = values[slot + first, head], values[slot + first + 1, head]
-        v2, v3 = values[slot + first + 2, head], values[slot + first + 3, head]
-        for d in range(out.shape[0]):
-            out[d] += p0 * v0[d] + p1 * v1[d] + p2 * v2[d] + p3 * v3[d]
-        first += 4
-    while first < count:
-        p0, v0 = weights[first], values[slot + first, head]
-        for d in range(out.shape[0]):
-            out[d] += p0 * v0[d]
-        first += 1
+@inner
+def place_queries(query: F32, rows: I64, heads: tuple[int, int, int], factor: np.float32, out: F32) -> None:
+    """Write the queries of some rows, times `factor`, to the lanes of `out` [heads, Dk, width], zeros to the rest.
 
-
-@compiled()
-def soften(scores: F32, softcap: float) -> tuple[np.float32, np.float32]:
-    """Turn logits [N] into e to the power of their distance from the largest; return that and their sum."""
-    if softcap > 0:
-        cap = np.float32(softcap)
-        for j in range(scores.shape[0]):
-            bounded = min(max(scores[j] / cap, np.float32(-20.0)), np.float32(20.0))
-            scores[j] = cap - np.float32(2.0) * cap / (exp(np.float32(2.0) * bounded) + np.float32(1.0))
-    top = scores[0]
-    for j in range(1, scores.shape[0]):
-        top = max(top, scores[j])
-    total = np.float32(0.0)
-    for j in range(scores.shape[0]):
-        scores[j] = exp(scores[j] - top)
-        total += scores[j]
-    return top, total
-
-
-@compiled()
-def attend_stretch(
-    query: F32, caches: tuple[F32, F32], head: int, stretch: tuple[I64, int, int, int], factors: tuple[float, float]
-) -> tuple[F32, F32, F32]:
-    """Attend from the queries [G, Dk] of one group over the positions [lo, hi) of one context.
-
-    Returns the unnormalised outputs [G, Dv], the largest logits [G] and the sums [G] of the softmax.
+    `heads`: the first KV head, the number of them, and how many query heads each serves.
     """
-    keys, values = caches
-    pages, page_tokens, lo, hi = stretch
-    group = query.shape[0]
-    scores = np.empty((group, hi - lo), np.float32)
-    out = np.zeros((group, values.shape[2]), np.float32)
-    tops, totals = np.empty(group, np.float32), np.empty(group, np.float32)
-    for position in range(lo, hi):
-        key = keys[pages[position // page_tokens] * page_tokens + position % page_tokens, head]
-        for g in range(group):
-            scores[g, position - lo] = dot(query[g], key) * np.float32(factors[0])
-    for g in range(group):
-        tops[g], totals[g] = soften(scores[g], factors[1])
-    position = lo
-    while position < hi:
-        stop = min(hi, (position // page_tokens + 1) * page_tokens)
-        slot = pages[position // page_tokens] * page_tokens + position % page_tokens
-        for g in range(group):
-            weigh(scores[g, position - lo : stop - lo], values, head, slot, out[g])
-        position = stop
-    return out, tops, totals
-
-
-@compiled()
-def merge_row(parts: tuple[F32, F32, F32], items: tuple[int, int], sinks: F32, out: F32) -> None:
-    """Merge the partial results of one row's items [first, last) into `out` [H, Dv]; no items give zeros."""
-    outs, tops, totals = parts
-    first, last = items
-    for h in range(out.shape[0]):
-        out[h, :] = np.float32(0.0)
-        if first == last:
-            continue
-        top = tops[first, h]
-        for i in range(first + 1, last):
-            top = max(top, tops[i, h])
-        total = np.float32(0.0)
-        if sinks.shape[0] > 0:
-            top = max(top, sinks[h])
-            total = exp(sinks[h] - top)
-        for i in range(first, last):
-            share = exp(tops[i, h] - top)
-            total += share * totals[i, h]
-            for d in range(out.shape[1]):
-                out[h, d] += share * outs[i, h, d]
+    first, count, group = heads
+    for h in range(count):
         for d in range(out.shape[1]):
-            out[h, d] /= total
+            for lane in range(rows.shape[0] * group, out.shape[2]):
+                out[h, d, lane] = np.float32(0.0)
+        for r in range(rows.shape[0]):
+            for g in range(group):
+                for d in range(out.shape[1]):
+                    out[h, d, r * group + g] = query[rows[r], (first + h) * group + g, d] * factor
 
 
-@compiled()
-def write(slots: I64, key: F32, value: F32, caches: tuple[F32, F32]) -> None:
-    """Write the new keys [T, KV, Dk] and values [T, KV, Dv] to their slots."""
-    for row in range(slots.shape[0]):
-        caches[0][slots[row]] = key[row]
-        caches[1][slots[row]] = value[row]
+@inner
+def place_rows(query: F32, rows: I64, heads: tuple[int, int, int], factor: np.float32, out: F32) -> None:
+    """Write the queries of some rows, times `factor`, to the rows of `out` [heads, queries, Dk]."""
+    first, count, group = heads
+    for h in range(count):
+        for r in range(rows.shape[0]):
+            for g in range(group):
+                for d in range(out.shape[2]):
+                    out[h, r * group + g, d] = query[rows[r], (first + h) * group + g, d] * factor
 
 
-@compiled(parallel=True)
-def attend_items(
-    heads: tuple[F32, F32],
-    caches: tuple[F32, F32],
-    work: tuple[I64, I64, I64, I64],
-    factors: tuple[float, float, int],
-    sinks: F32,
+@inner
+def place_bounds(lows: I64, highs: I64, group: int, out: I32) -> tuple[int, int]:
+    """Write what each lane sees to `out` [2, width]; lanes of no query see as much as the last one. Returns the highest
+    low and the lowest high."""
+    low, high = lows[0], highs[0]
+    for lane in range(out.shape[1]):
+        r = min(lane // group, lows.shape[0] - 1)
+        out[0, lane], out[1, lane] = np.int32(lows[r]), np.int32(highs[r])
+        low, high = max(low, lows[r]), min(high, highs[r])
+    return low, high
+
+
+@inner
+def locate(pages: I64, layout: tuple[int, int, int], span: tuple[int, int], strides: tuple[int, int], out: I64) -> int:
+    """Write where the keys and the values of the positions of a span begin to `out` [2, TILE]; the first one's again up
+    to a multiple of TOKENS, which is returned. `layout`: the first page, its position, tokens per page."""
+    first, base, page_tokens = layout
+    lo, hi = span
+    j = lo
+    while j < hi:
+        index = (j - base) // page_tokens
+        end = min(hi, base + (index + 1) * page_tokens)
+        slot = pages[first + index] * page_tokens + (j - base) - index * page_tokens
+        for i in range(end - j):
+            out[0, j - lo + i], out[1, j - lo + i] = (slot + i) * strides[0], (slot + i) * strides[1]
+        j = end
+    count = (hi - lo + TOKENS - 1) // TOKENS * TOKENS
+    for j in range(hi - lo, count):
+        out[0, j], out[1, j] = out[0, 0], out[1, 0]
+    return count
+
+
+@inner
+def multiply(rows: tuple[F32, I64, int], queries: F32, scores: F32, count: int) -> None:
+    """Write the products of `count` keys and the queries [Dk, width] to `scores` [TILE, width]."""
+    keys, offsets, head = rows
+    depth, width = queries.shape
+    for lane in range(0, width, LANES * WIDTH):
+        left = (width - lane) // WIDTH
+        for j in range(0, count, TOKENS):
+            if left >= 3:
+                scores_3(keys, offsets, j, head, queries, lane, scores, j * width + lane, width, depth)
+            elif left == 2:
+                scores_2(keys, offsets, j, head, queries, lane, scores, j * width + lane, width, depth)
+            else:
+                scores_1(keys, offsets, j, head, queries, lane, scores, j * width + lane, width, depth)
+
+
+@inner
+def multiply_few(rows: tuple[F32, I64, int], queries: F32, scores: F32, count: int) -> None:
+    """Write the products of `count` keys and few queries [queries, Dk] to `scores` [TILE, width]."""
+    keys, offsets, head = rows
+    depth, width = queries.shape[1], scores.shape[1]
+    for j in range(0, count, KEYS_AT_ONCE):
+        for m in range(queries.shape[0]):
+            dots(keys, offsets, j, head, queries, m * depth, scores, j * width + m, width, depth)
+
+
+@inner
+def weigh(rows: tuple[F32, I64, int], scores: F32, counts: tuple[int, int], size: int, out: F32) -> None:
+    """Add the values weighted by `scores` to `out` [queries, padded Dv]. `counts`: keys, queries. `size`: Dv."""
+    values, offsets, head = rows
+    count, num_queries = counts
+    width, stride = scores.shape[1], out.shape[1]
+    for n in range(0, stride, VECTORS * WIDTH):
+        left = min(VECTORS, (stride - n) // WIDTH)
+        last = size - n - (left - 1) * WIDTH
+        for m in range(0, num_queries, ROWS):
+            o = m * stride + n
+            if left == 4:
+                weigh_4(scores, m, width, values, offsets, head + n, count, out, o, stride, last)
+            elif left == 3:
+                weigh_3(scores, m, width, values, offsets, head + n, count, out, o, stride, last)
+            elif left == 2:
+                weigh_2(scores, m, width, values, offsets, head + n, count, out, o, stride, last)
+            else:
+                weigh_1(scores, m, width, values, offsets, head + n, count, out, o, stride, last)
+
+
+@inner
+def cap(scores: F32, count: int, limit: np.float32) -> None:
+    """Bound logits in units of log2(e): x becomes limit * tanh(x / limit)."""
+    for j in range(count):
+        for lane in range(scores.shape[1]):
+            scores[j, lane] = limit * np.tanh(scores[j, lane] / limit)
+
+
+@inner
+def shrink(out: F32, factors: F32) -> None:
+    for m in range(out.shape[0]):
+        if factors[m] != np.float32(1.0):
+            for d in range(out.shape[1]):
+                out[m, d] *= factors[m]
+
+
+@inner
+def attend_tile(
+    caches: tuple[F32, F32, int, int],
+    offsets: I64,
+    block: tuple[F32, F32, F32, F32, I32],
+    tile: tuple[int, int, int, bool, bool],
+    limit: np.float32,
 ) -> None:
-    """Attend from single rows of the queries [T, H, Dk] into the same rows of the outputs [T, H, Dv] (`heads`).
+    """Take the keys of one tile into a block's sums.
 
-    `work`: items [N, 4] of (row, start in the page tables, lo, hi), all page tables in one, the R rows, and the
-    [R + 1] bounds of their items. `factors`: scale, softcap (0: none), tokens per page. `sinks` [H], or [0] for none.
+    `caches`: keys and values, where in a row the head's begin. `block`: queries [Dk, width] or, of few, [queries, Dk],
+    scores [TILE, width], state [3, width], sums [queries, padded Dv], bounds. `tile`: its first position, its keys,
+    those with repetitions, whether some query does not see all of them, whether the queries are few.
     """
-    query, out = heads
-    items, pages, rows, bounds = work
-    num_kv = caches[0].shape[1]
-    group = query.shape[1] // num_kv
-    outs = np.empty((items.shape[0], query.shape[1], caches[1].shape[2]), np.float32)
-    tops = np.empty((items.shape[0], query.shape[1]), np.float32)
-    totals = np.empty((items.shape[0], query.shape[1]), np.float32)
-    for index in prange(items.shape[0] * num_kv):
-        i, head = index // num_kv, index % num_kv
-        own = slice(head * group, (head + 1) * group)
-        stretch = (pages[items[i, 1] :], factors[2], items[i, 2], items[i, 3])
-        part, top, total = attend_stretch(query[items[i, 0], own], caches, head, stretch, (factors[0], factors[1]))
-        outs[i, own], tops[i, own], totals[i, own] = part, top, total
+    keys, values, key_head, value_head = caches
+    queries, scores, state, sums, bounds = block
+    first, num_keys, count, is_edge, is_few = tile
+    width = scores.shape[1]
+    if is_few:
+        multiply_few((keys, offsets[0], key_head), queries, scores, count)
+    else:
+        multiply((keys, offsets[0], key_head), queries, scores, count)
+    if limit > 0:
+        cap(scores, num_keys, limit)
+    for lane in range(0, width, WIDTH):
+        if is_edge:
+            conceal(scores, lane, width, num_keys, bounds, lane, width, first)
+        soften(scores, lane, width, num_keys, state, lane, width)
+    shrink(sums, state[2])
+    weigh((values, offsets[1], value_head), scores, (num_keys, sums.shape[0]), values.shape[2], sums)
+
+
+@inner
+def partials(a: I64, s: I64) -> tuple[F32, F32]:
+    """The sums [N, H, Dv] of rows that are to be merged; their largest logits and sums of the softmax [2, N, H]."""
+    sums = carray(f32_at(a[SPARE]), (s[NUM_SPARE], a[NUM_HEADS], a[VALUE_DIM]))
+    state = carray(f32_at(a[SPARE] + 4 * sums.size), (2, s[NUM_SPARE], a[NUM_HEADS]))
+    return sums, state
+
+
+@inner
+def with_sink(a: I64, h: int, top: np.float32, total: np.float32) -> Any:
+    """Return by what the sum of head h is to be multiplied, with the head's sink logit in its softmax."""
+    if a[SINKS] == 0:
+        return np.float32(1.0) / total
+    sink = carray(f32_at(a[SINKS]), a[NUM_HEADS])[h] * LOG2_E
+    highest = max(top, sink)
+    share = np.exp2(top - highest)
+    return share / (total * share + np.exp2(sink - highest))
+
+
+@inner
+def finish(a: I64, s: I64, rows: I64, place: tuple[int, int], block: tuple[F32, F32]) -> None:
+    """Write a block's result for one KV head: to its rows of the output or, from a part on, to the partial results.
+
+    `place`: the KV head, the part (-1: none).
+    """
+    head, part = place
+    state, sums = block
+    group, size = a[NUM_HEADS] // a[NUM_KV], a[VALUE_DIM]
+    out = carray(f32_at(a[OUT]), (s[NUM_ROWS], a[OUT_WIDTH]))
+    kept, kept_state = partials(a, s)
     for r in range(rows.shape[0]):
-        merge_row((outs, tops, totals), (bounds[r], bounds[r + 1]), sinks, out[rows[r]])
+        for g in range(group):
+            m, h = r * group + g, head * group + g
+            if part >= 0:
+                kept_state[0, part + r, h], kept_state[1, part + r, h] = state[0, m], state[1, m]
+                for d in range(size):
+                    kept[part + r, h, d] = sums[m, d]
+            else:
+                share = with_sink(a, h, state[0, m], state[1, m])
+                for d in range(size):
+                    out[rows[r], h * size + d] = sums[m, d] * share
+
+
+def attend(address: int, chunk: int) -> None:
+    """Attend from the entries of one unit over its stretch of keys."""
+    a = carray(i64_at(address), NUM_LAYER)
+    s = carray(i64_at(a[STEP]), NUM_STEP)
+    unit = carray(i64_at(s[UNITS]), (s[NUM_UNITS], UNIT_FIELDS))[chunk]
+    first, last, start, stop, head = unit[0], unit[1], unit[4], unit[5], unit[6]
+    rows = carray(i64_at(s[ROWS_SEEN]), s[NUM_ENTRIES])[first:last]
+    lows = carray(i64_at(s[LOWS]), s[NUM_ENTRIES])[first:last]
+    highs = carray(i64_at(s[HIGHS]), s[NUM_ENTRIES])[first:last]
+    pages = carray(i64_at(s[PAGES]), s[NUM_PAGES])
+    keys = carray(f32_at(a[KEYS]), (a[NUM_SLOTS], a[NUM_KV], a[KEY_DIM]))
+    values = carray(f32_at(a[VALUES]), (a[NUM_SLOTS], a[NUM_KV], a[VALUE_DIM]))
+    query = carray(f32_at(a[QUERY]), (s[NUM_ROWS], a[NUM_HEADS], a[KEY_DIM]))
+    num_heads, group = unit[7] - head, a[NUM_HEADS] // a[NUM_KV]
+    num_queries = (last - first) * group
+    width = (num_queries + WIDTH - 1) // WIDTH * WIDTH
+    size = (a[VALUE_DIM] + WIDTH - 1) // WIDTH * WIDTH
+    is_few = num_queries <= MAX_FEW and a[KEY_DIM] % WIDTH == 0
+    factor = number_at(address + 8 * SCALE) * LOG2_E
+    if is_few:
+        queries = np.empty((num_heads, num_queries, a[KEY_DIM]), np.float32)
+        place_rows(query, rows, (head, num_heads, group), factor, queries)
+    else:
+        queries = np.empty((num_heads, a[KEY_DIM], width), np.float32)
+        place_queries(query, rows, (head, num_heads, group), factor, queries)
+    bounds = np.empty((2, width), np.int32)
+    highest_low, lowest_high = place_bounds(lows, highs, group, bounds)
+    scores = np.zeros((TILE, width), np.float32)
+    state = np.zeros((num_heads, 3, width), np.float32)
+    state[:, 0, :] = LOWEST
+    sums = np.zeros((num_heads, (num_queries + ROWS - 1) // ROWS * ROWS, size), np.float32)
+    offsets, ahead = np.empty((2, TILE), np.int64), np.empty((2, TILE), np.int64)
+    strides = (a[NUM_KV] * a[KEY_DIM], a[NUM_KV] * a[VALUE_DIM])
+    limit = number_at(address + 8 * SOFTCAP) * LOG2_E
+    layout = (unit[2], unit[3], s[PAGE_TOKENS])
+    count = locate(pages, layout, (start, min(start + TILE, stop)), strides, offsets)
+    for lo in range(start, stop, TILE):
+        hi = min(lo + TILE, stop)
+        end = min(hi + TILE, stop)
+        num_ahead = locate(pages, layout, (hi, end), strides, ahead)
+        tile = (lo, hi - lo, count, lo < highest_low or hi > lowest_high, is_few)
+        for h in range(num_heads):
+            places = ((head + h) * a[KEY_DIM], (head + h) * a[VALUE_DIM])
+            fetch(keys, ahead[0], 0, end - hi, places[0], a[KEY_DIM])
+            fetch(values, ahead[1], 0, end - hi, places[1], a[VALUE_DIM])
+            block = (queries[h], scores, state[h], sums[h], bounds)
+            attend_tile((keys, values, places[0], places[1]), offsets, block, tile, limit)
+        offsets, ahead = ahead, offsets
+        count = num_ahead
+    for h in range(num_heads):
+        finish(a, s, rows, (head + h, unit[8]), (state[h], sums[h]))
+
+
+def merge(address: int, chunk: int) -> None:
+    """Merge the partial results of one row, in the order in which the plan has them."""
+    a = carray(i64_at(address), NUM_LAYER)
+    s = carray(i64_at(a[STEP]), NUM_STEP)
+    size = a[VALUE_DIM]
+    bounds = carray(i64_at(s[BOUNDS]), s[NUM_MERGED] + 1)
+    places = carray(i64_at(s[PLACES]), s[NUM_PLACES])[bounds[chunk] : bounds[chunk + 1]]
+    row = carray(f32_at(a[OUT]), (s[NUM_ROWS], a[OUT_WIDTH]))[carray(i64_at(s[MERGED]), s[NUM_MERGED])[chunk]]
+    sums, state = partials(a, s)
+    for h in range(a[NUM_HEADS]):
+        top = state[0, places[0], h]
+        for i in range(1, places.shape[0]):
+            top = max(top, state[0, places[i], h])
+        total = np.float32(0.0)
+        out = row[h * size : (h + 1) * size]
+        for d in range(size):
+            out[d] = np.float32(0.0)
+        for i in range(places.shape[0]):
+            share = np.exp2(state[0, places[i], h] - top)
+            total += share * state[1, places[i], h]
+            for d in range(size):
+                out[d] += share * sums[places[i], h, d]
+        share = with_sink(a, h, top, total)
+        for d in range(size):
+            out[d] *= share
+
+
+def store(address: int, chunk: int) -> None:
+    """Write the keys and values of some new rows to their slots."""
+    a = carray(i64_at(address), NUM_LAYER)
+    s = carray(i64_at(a[STEP]), NUM_STEP)
+    key_size, value_size = a[NUM_KV] * a[KEY_DIM], a[NUM_KV] * a[VALUE_DIM]
+    slots = carray(i64_at(s[SLOTS]), s[NUM_ROWS])
+    key = carray(f32_at(a[KEY]), (s[NUM_ROWS], key_size))
+    value = carray(f32_at(a[VALUE]), (s[NUM_ROWS], value_size))
+    keys = carray(f32_at(a[KEYS]), (a[NUM_SLOTS], key_size))
+    values = carray(f32_at(a[VALUES]), (a[NUM_SLOTS], value_size))
+    for row in range(chunk * STORE_ROWS, min((chunk + 1) * STORE_ROWS, s[NUM_ROWS])):
+        for d in range(key_size):
+            keys[slots[row], d] = key[row, d]
+        for d in range(value_size):
+            values[slots[row], d] = value[row, d]
+
+
+STORE, ATTEND, MERGE = Kernel(store), Kernel(attend), Kernel(merge)
