@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ import kea
 from kea.client.http import HttpChannel, HttpTransport
 from kea.errors import Conflict, InvalidRequest, KeaError, ModelLoadFailed, Unreachable
 from kea.program.call import Program
+from kea.program.events import StreamEvent
 from kea.service import Service
 from tests.client.worlds import embedded_world
 from tests.fakes.tokenizer import FakeTokenizer
@@ -117,6 +119,28 @@ async def test_a_stream_that_ends_early_is_an_error() -> None:
     assert await anext(pieces) == "a"
     with pytest.raises(Unreachable, match="ended before"):
         await anext(pieces)
+
+
+async def test_many_readers_share_a_request() -> None:
+    paths: list[str] = []
+    is_late = asyncio.Event()
+
+    async def answer(request: httpx2.Request) -> httpx2.Response:
+        paths.append(request.url.path.rpartition("/")[2])
+        await is_late.wait()
+        if request.method == "GET":
+            return httpx2.Response(200, json={"id": "v0", "state": "ready", "value": "v0"})
+        ids = json.loads(request.content)["variables"]
+        events = [*(StreamEvent("value", {"id": item, "value": item}) for item in ids), StreamEvent("done")]
+        return httpx2.Response(200, content=b"".join(event.encode() for event in events))
+
+    client = httpx2.AsyncClient(transport=httpx2.MockTransport(answer), base_url="http://host")
+    channel = HttpChannel(client, 7, "secret")
+    reads = [asyncio.create_task(channel.get(f"v{idx}", None, None)) for idx in range(1000)]
+    await asyncio.sleep(0.05)
+    assert paths == ["v0", "read"]
+    is_late.set()
+    assert await asyncio.gather(*reads) == [f"v{idx}" for idx in range(1000)]
 
 
 async def test_closing_a_session_that_is_gone_is_no_error() -> None:

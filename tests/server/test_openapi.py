@@ -26,6 +26,7 @@ PATHS = {
     "/metrics",
     "/v1/sessions",
     "/v1/sessions/{session_id}/calls",
+    "/v1/sessions/{session_id}/read",
     "/v1/sessions/{session_id}/variables/{variable_id}/stream",
     "/v1/semantic_call",
     "/v1/semantic_var/{variable_id}",

@@ -14,7 +14,7 @@ from kea.client.variable import Variable
 from kea.types import Criteria
 
 WAVE = 64
-"""So many are asked for at a time: over HTTP each takes a connection while it waits."""
+"""So many are asked for at a time within a deadline: over HTTP each takes a connection then."""
 
 Reads = dict[Variable, Future[str]]
 
@@ -60,9 +60,10 @@ class _Reader:
                 read.cancel()
 
     def _waves(self, begun: list[Future[str]]) -> Iterator[Reads]:
-        for start in range(0, len(self._variables), WAVE):
+        size = len(self._variables) if self._ends_s is None else WAVE
+        for start in range(0, len(self._variables), max(1, size)):
             left_s = None if self._ends_s is None else max(0.0, self._ends_s - time.monotonic())
-            wave = self._variables[start : start + WAVE]
+            wave = self._variables[start : start + size]
             reads = {variable: variable.begin_read(self._criteria, left_s) for variable in wave}
             begun[:] = reads.values()
             yield reads

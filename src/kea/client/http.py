@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from kea.client.reading import SharedReads
 from kea.errors import InvalidRequest, KeaError, NotFound, Unreachable, error_from_dict
 from kea.program.call import Program
-from kea.program.events import EventDecoder
+from kea.program.events import EventDecoder, StreamEvent
 from kea.program.status import SessionStatus, status_from_json
 from kea.program.wire import program_to_json
 from kea.types import Criteria
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import httpx2
 
 CONNECT_TIMEOUT_S = 10.0
+READ_LINGER_S = 0.001
 
 
 class HttpTransport:
@@ -59,6 +61,8 @@ class HttpChannel:
         self._client = client
         self._path = f"/v1/sessions/{session_id}"
         self._headers = {"X-Kea-Session-Secret": secret}
+        self._reads = SharedReads(self._read_each, READ_LINGER_S)
+        self._num_alone = 0
 
     async def submit(self, program: Program) -> None:
         await self._request("POST", "/calls", json=program_to_json(program))
@@ -67,29 +71,53 @@ class HttpChannel:
         await self._request("PUT", f"/variables/{variable_id}", json={"value": value})
 
     async def get(self, variable_id: str, criteria: Criteria | None, deadline_s: float | None) -> str:
+        """Read alone if nobody else reads, or within a deadline; others share requests: 1,000 need no 1,000 sockets."""
+        if self._num_alone and deadline_s is None:
+            return await self._reads.get(variable_id, criteria)
         params = _query(criteria, deadline_s)
-        answer = await self._request("GET", f"/variables/{variable_id}", params=params)
+        self._num_alone += 1
+        try:
+            answer = await self._request("GET", f"/variables/{variable_id}", params=params)
+        finally:
+            self._num_alone -= 1
         return str(answer["value"])
 
     async def stream(self, variable_id: str, criteria: Criteria | None) -> AsyncGenerator[str]:
-        path = f"{self._path}/variables/{variable_id}/stream"
-        decoder = EventDecoder()
+        path = f"/variables/{variable_id}/stream"
+        async with aclosing(self._events("GET", path, params=_query(criteria, None))) as events:
+            async for event in events:
+                if event.name == "piece":
+                    yield str(event.data["text"])
+
+    async def _read_each(
+        self, variable_ids: Sequence[str], criteria: Criteria | None
+    ) -> AsyncGenerator[tuple[str, str | KeaError]]:
+        body = {"variables": list(variable_ids), "criteria": None if criteria is None else criteria.value}
+        async with aclosing(self._events("POST", "/read", json=body)) as events:
+            async for event in events:
+                if event.name == "value":
+                    yield str(event.data["id"]), str(event.data["value"])
+                elif event.name == "failure":
+                    yield str(event.data["id"]), error_from_dict(event.data["error"])
+
+    async def _events(self, method: str, path: str, **options: Any) -> AsyncGenerator[StreamEvent]:
+        """Yield the events of an answer up to its `done`. Raises the error that ended it, or `Unreachable`."""
+        decoder, is_whole = EventDecoder(), False
+        sent = self._client.stream(method, self._path + path, headers=self._headers, **options)
         with _reaching(self._client):
-            async with self._client.stream(
-                "GET", path, params=_query(criteria, None), headers=self._headers
-            ) as response:
+            async with sent as response:
                 if not response.is_success:
                     await response.aread()
                     raise _error_of(response)
                 async for line in response.aiter_lines():
                     for event in decoder.feed(line):
-                        if event.name == "piece":
-                            yield str(event.data["text"])
-                        elif event.name == "error":
+                        if event.name == "error":
                             raise error_from_dict(event.data["error"])
-                        elif event.name == "done":
-                            return
-        raise Unreachable("the stream ended before the variable did.", hint="Read the variable again.")
+                        is_whole = event.name == "done"
+                        if not is_whole:
+                            yield event
+        if not is_whole:
+            raise Unreachable("the stream ended before the variable did.", hint="Read the variable again.")
 
     async def cancel(self, call_ids: Sequence[str] | None) -> list[str]:
         body = {} if call_ids is None else {"call_ids": list(call_ids)}

@@ -12,7 +12,7 @@ KEEP_ALIVE = b":\n\n"
 
 @dataclass(frozen=True, slots=True)
 class StreamEvent:
-    """One event: `piece` with a text, `done`, or `error` with an error's wire form."""
+    """One event: `piece` with a text, `value` or `failure` of a variable, `done`, or `error` with its wire form."""
 
     name: str
     data: Mapping[str, Any] = field(default_factory=dict)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import ExitStack
+from functools import partial
 
 from kea.errors import DeadlineExceeded, check_range
 from kea.program.variable import SemanticVariable
@@ -30,6 +32,26 @@ async def read_pieces(variable: SemanticVariable) -> AsyncGenerator[str]:
             else:
                 await changes.next()
     _ = variable.value  # raises the error of a variable that failed
+
+
+async def read_each(variables: Sequence[SemanticVariable]) -> AsyncGenerator[SemanticVariable]:
+    """Yield each variable once it is done, in the order in which they end."""
+    done: asyncio.Queue[SemanticVariable] = asyncio.Queue()
+    with ExitStack() as stack:
+        for variable in variables:
+            if variable.is_done:
+                done.put_nowait(variable)
+            else:
+                watcher = partial(_put_if_done, variable, done)
+                variable.watch(watcher)
+                stack.callback(variable.unwatch, watcher)
+        for _ in variables:
+            yield await done.get()
+
+
+def _put_if_done(variable: SemanticVariable, done: asyncio.Queue[SemanticVariable]) -> None:
+    if variable.is_done:  # its last change: it is told once
+        done.put_nowait(variable)
 
 
 async def _wait_done(variable: SemanticVariable, deadline_s: float | None) -> None:

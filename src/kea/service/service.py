@@ -11,7 +11,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Self
 
@@ -26,7 +26,7 @@ from kea.service.dispatch import Dispatcher
 from kea.service.execution import CallRunner
 from kea.service.native import NativeFunction, NativeRunner
 from kea.service.prompt import Tokenizer
-from kea.service.reading import read_pieces, read_value
+from kea.service.reading import read_each, read_pieces, read_value
 from kea.service.session import Clock, Ledger, Session, SessionHost, SessionIdentity, Tenant
 from kea.types import Criteria
 
@@ -146,6 +146,17 @@ class Service:
             async with aclosing(read_pieces(variable)) as pieces:
                 async for piece in pieces:
                     yield piece
+
+    async def read_each(
+        self, session: Session, variable_ids: Iterable[str], criteria: Criteria | None = None
+    ) -> AsyncGenerator[SemanticVariable]:
+        """Yield each of these variables once it is done, ready or failed, in that order. Raises `NotFound`."""
+        with ExitStack() as stack:
+            reading = (self._reading(session, variable_id, criteria) for variable_id in dict.fromkeys(variable_ids))
+            variables = [stack.enter_context(one) for one in reading]
+            async with aclosing(read_each(variables)) as done:
+                async for variable in done:
+                    yield variable
 
     def cancel(self, session: Session, call_ids: Iterable[str] | None = None) -> list[str]:
         """Cancel calls that have not ended (all when None); return their ids. Raises `NotFound`."""

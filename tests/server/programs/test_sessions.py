@@ -39,9 +39,11 @@ class Session:
         assert await self.send("POST", "/calls", {"calls": list(calls), **more}) == (202, {})
 
     async def events(self, variable_id: str) -> list[StreamEvent]:
+        return await self.events_of("GET", f"/variables/{variable_id}/stream")
+
+    async def events_of(self, method: str, path: str, body: Any = None) -> list[StreamEvent]:
         decoder, events = EventDecoder(), list[StreamEvent]()
-        url = f"{self.url}/variables/{variable_id}/stream"
-        async with self.http.stream("GET", url, headers=self.headers) as response:
+        async with self.http.stream(method, self.url + path, headers=self.headers, json=body) as response:
             assert response.status_code == 200, await response.aread()
             assert response.headers["content-type"].startswith("text/event-stream")
             async for line in response.aiter_lines():
@@ -93,6 +95,35 @@ async def test_a_variable_streams_from_its_beginning() -> None:
         assert "".join(event.data["text"] for event in events[:-1]) == "one two three"
         assert len(events) > 2, "it came in pieces"
         assert await session.events("v") == [StreamEvent("piece", {"text": "one two three"}), StreamEvent("done")]
+
+
+async def test_many_variables_are_read_in_one_request_as_they_end() -> None:
+    engine = FakeEngine(scripted("text"))
+    async with serving(engine) as running:
+        session = await Session.open(running)
+        engine.hold()
+        await session.submit(
+            call("a", "go {{x}}", [writes("x", "slow")]), variables=[{"id": "later"}, {"id": "now", "value": "here"}]
+        )
+        body = {"variables": ["slow", "later", "now", "now"], "criteria": "throughput"}
+        reading = asyncio.create_task(session.events_of("POST", "/read", body))
+        await asyncio.sleep(0.02)
+        await session.send("PUT", "/variables/later", {"value": "set"})
+        await session.send("POST", "/cancel", {})
+        events = await reading
+        assert [(event.name, event.data.get("id")) for event in events] == [
+            ("value", "now"),
+            ("value", "later"),
+            ("failure", "slow"),
+            ("done", None),
+        ]
+        assert events[0].data["value"] == "here"
+        assert error_from_dict(events[2].data["error"]).code == "cancelled"
+        assert (await session.send("POST", "/read", {"variables": ["nope"]}))[0] == 404
+        status, content = await session.send("POST", "/read", {"variables": ["now"], "criteria": "cheap"})
+        assert (status, content["error"]["param"]) == (400, "criteria")
+        engine.release()
+        await running.until_idle()
 
 
 async def test_a_failed_variable_tells_its_error() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from starlette.datastructures import QueryParams
@@ -12,7 +12,7 @@ from kea.errors import KeaError, PermissionDenied
 from kea.program.events import StreamEvent
 from kea.program.wire import program_from_json
 from kea.server.endpoint import Call
-from kea.server.programs.reading import criteria_of_query, parse_deadline, parse_session_id
+from kea.server.programs.reading import criteria_of_query, parse_criteria, parse_deadline, parse_session_id
 from kea.server.sse import EventStream, with_keep_alive
 from kea.server.wire.base import json_response
 from kea.server.wire.sessions import (
@@ -20,6 +20,7 @@ from kea.server.wire.sessions import (
     CancelReply,
     EmptyReply,
     ProgramBody,
+    ReadBody,
     SessionBody,
     SessionReply,
     ValueBody,
@@ -83,6 +84,16 @@ async def stream_variable(call: Call) -> ASGIApp:
     return EventStream(with_keep_alive(_pieces(call, session, variable_id, criteria)), b"", error_event)
 
 
+async def read_variables(call: Call) -> ASGIApp:
+    """Answer with each variable once it is ready or failed, in that order."""
+    session = open_session(call)
+    body: ReadBody = call.body
+    criteria = parse_criteria(body.criteria)
+    for variable_id in body.variables:
+        session.variable(variable_id)
+    return EventStream(with_keep_alive(_values(call, session, body.variables, criteria)), b"", error_event)
+
+
 async def cancel_calls(call: Call) -> ASGIApp:
     """Cancel calls that have not ended."""
     session = open_session(call)
@@ -116,4 +127,16 @@ async def _pieces(call: Call, session: Session, variable_id: str, criteria: Crit
     async with aclosing(texts):
         async for text in texts:
             yield StreamEvent("piece", {"text": text}).encode()
+    yield StreamEvent("done").encode()
+
+
+async def _values(
+    call: Call, session: Session, variable_ids: Sequence[str], criteria: Criteria | None
+) -> AsyncGenerator[bytes]:
+    async with aclosing(call.state.service.read_each(session, variable_ids, criteria)) as done:
+        async for variable in done:
+            if variable.error is None:
+                yield StreamEvent("value", {"id": variable.id, "value": variable.value}).encode()
+            else:
+                yield StreamEvent("failure", {"id": variable.id, "error": variable.error.to_dict()}).encode()
     yield StreamEvent("done").encode()

@@ -39,6 +39,13 @@ class ValueBody(Body):
     value: str
 
 
+class ReadBody(Body):
+    """The variables to wait for."""
+
+    variables: list[str]
+    criteria: str | None = None
+
+
 class CancelBody(Body):
     """The calls to cancel; all of them when null."""
 
