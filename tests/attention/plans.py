@@ -58,11 +58,20 @@ def covered_pages(runs: tuple[Run, ...], page_tokens: int) -> set[int]:
     return {page for run in runs for page in range(run.start // page_tokens, (run.stop - 1) // page_tokens + 1)}
 
 
-def random_case(seed: int, *, num_sequences: int | None = None, dtype: torch.dtype = torch.float32) -> Case:
+def random_case(
+    seed: int,
+    *,
+    num_sequences: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    like: Case | None = None,
+) -> Case:
+    """Return a random step; `like` another one in its layer and its pages' size."""
     rng = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
     spec = random_spec(rng)
     page_tokens = rng.choice([1, 4, 16])
+    if like is not None:
+        spec, page_tokens = like.spec, like.plan.page_tokens
     count = num_sequences or rng.randint(1, 7)
     shapes = [_random_shape(rng) for _ in range(count)]
     runs = [random_runs(rng, position, position + queries) for position, queries in shapes]

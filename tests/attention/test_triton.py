@@ -8,12 +8,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from kea.attention import create_backend
+from kea.attention import StaticPlan, StaticShape, create_backend
 from kea.attention.base import LayerCache, LayerSpec, Run, SequencePlan, StepPlan
 from kea.attention.sharing import SharingCosts, SharingPlanner
 from kea.attention.triton_step import StepWork
@@ -177,6 +178,61 @@ def test_a_common_prefix_is_read_once_for_all_its_queries() -> None:
     assert sorted(planned.narrow[:, 3:].tolist()) == [[1024, 1041]] * 32
 
 
+class StaticRun:
+    """A static plan with the tensors of one layer around it, as a captured graph would hold them."""
+
+    def __init__(self, like: Case, device: str, num_rows: int = 256, num_slots: int = 4096) -> None:
+        spec = self.spec = like.spec
+        shape = StaticShape(num_rows, num_slots, like.plan.page_tokens, is_simple=False)
+        self.slots = torch.full((num_rows,), -1, dtype=torch.int64, device=device)
+        backend: Any = create_backend("triton", device)
+        self.plan: StaticPlan = backend.create_static(shape, [spec], torch.float32, self.slots)
+        self.query = torch.zeros(num_rows, spec.num_heads, spec.key_dim, device=device)
+        self.key = torch.zeros(num_rows, spec.num_kv_heads, spec.key_dim, device=device)
+        self.value = torch.zeros(num_rows, spec.num_kv_heads, spec.value_dim, device=device)
+        keys = torch.zeros(num_slots, spec.num_kv_heads, spec.key_dim, device=device)
+        self.cache = LayerCache(keys, torch.zeros(num_slots, spec.num_kv_heads, spec.value_dim, device=device))
+
+    def fill(self, case: Case) -> int:
+        """Put a step into the plan and the tensors; return its number of rows."""
+        num_rows = case.query.shape[0]
+        assert self.plan.try_fill(case.plan)
+        self.slots.fill_(-1)
+        self.slots[:num_rows] = case.plan.slots
+        self.query[:num_rows], self.key[:num_rows], self.value[:num_rows] = case.query, case.key, case.value
+        self.cache.keys[: len(case.cache.keys)] = case.cache.keys
+        self.cache.values[: len(case.cache.values)] = case.cache.values
+        return num_rows
+
+    def attend(self) -> torch.Tensor:
+        return self.plan.attend(self.spec, self.query, self.key, self.value, self.cache)
+
+
+def test_one_static_plan_runs_one_step_after_the_other() -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    base = replace(random_case(8), sinks=None)
+    static = StaticRun(base, "cpu")
+    for seed in (300, 301, 302):
+        step = replace(random_case(seed, like=base), sinks=None)
+        num_rows = static.fill(step)
+        output = static.attend()
+        assert (output[:num_rows].double() - dense_oracle(step)).abs().max() < 1e-5
+        assert torch.equal(output[num_rows:], torch.zeros_like(output[num_rows:]))
+
+
+def test_a_step_that_does_not_fit_changes_nothing() -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    base = replace(random_case(8, num_sequences=2), sinks=None)
+    num_rows = base.query.shape[0]
+    static = StaticRun(base, "cpu", num_rows=num_rows)
+    static.fill(base)
+    before = static.attend()
+    larger = random_case(301, like=base, num_sequences=9)
+    assert larger.query.shape[0] > num_rows
+    assert not static.plan.try_fill(larger.plan)
+    assert torch.equal(static.attend(), before)
+
+
 def test_a_layer_of_another_dtype_is_refused_by_name() -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
     case = random_case(0, dtype=torch.float64)
@@ -192,7 +248,7 @@ def run_without_interpreter(*arguments: str) -> subprocess.CompletedProcess[str]
 
 def test_a_cpu_is_refused_unless_the_kernels_are_interpreted() -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
-    code = "from kea.attention import create_backend; create_backend('triton', 'cpu')"
+    code = "from kea.attention import StaticPlan, StaticShape, create_backend; create_backend('triton', 'cpu')"
     result = run_without_interpreter("-c", code)
     assert "backend is 'triton', which runs on a GPU; device is 'cpu'." in result.stderr
 
