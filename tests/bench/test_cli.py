@@ -146,15 +146,21 @@ FLAGS = {
     "--peer-key", "--peer-model", "--prefix-len", "--prompts", "--quick", "--rate", "--requests", "--rounds",
     "--seed", "--slo-e2e-ms", "--slo-of", "--slo-tpot-factor", "--slo-tpot-ms", "--slo-ttft-factor",
     "--slo-ttft-ms", "--temperature", "--time-limit-s", "--timeout-s", "--trace", "--trace-length-scale",
-    "--trace-time-scale", "--warmups",
+    "--trace-time-scale", "--warmups", "--cache-dir", "--peers-dir", "--start", "--start-flags",
+}  # fmt: skip
+ENGINE_FLAGS = {
+    "--batches", "--cache-dir", "--contexts", "--json", "--kv-tokens", "--model", "--num-requests", "--peers",
+    "--peers-dir", "--precisions", "--prompt-lens", "--quick", "--rate", "--rounds", "--scenarios", "--seed",
+    "--sequences", "--steps", "--threads", "--time-limit-s", "--timeout-s", "--trace", "--trace-length-scale",
 }  # fmt: skip
 
 
 def test_the_flags_are_permanent() -> None:
     group = typer.main.get_command(app)
     assert isinstance(group, TyperGroup)
-    flags = {parameter.opts[0] for parameter in group.commands["serve"].params}
-    assert flags - {"--help"} == FLAGS
+    for command, known in (("serve", FLAGS), ("engine", ENGINE_FLAGS)):
+        flags = {parameter.opts[0] for parameter in group.commands[command].params}
+        assert flags - {"--help"} == known
 
 
 def test_ctrl_c_reports_what_finished(tmp_path: Path) -> None:

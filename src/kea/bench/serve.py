@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from kea.bench.machine import read_machine
 from kea.bench.progress import ProgressView
 from kea.bench.serve_report import build_report, write_requests
 from kea.bench.serving import Measurement, RelativeSlo, ServeSettings, measure
+from kea.bench.starting import Places, Start, read_starts, serving, targets_of
 from kea.bench.statistics import Slo
 from kea.bench.table import render_result
 from kea.errors import InvalidRequest, KeaError
@@ -42,6 +44,10 @@ def serve(
     peer: options.Peers = None,
     peer_key: options.PeerKeys = None,
     peer_model: options.PeerModels = None,
+    start: options.Starts = None,
+    start_flags: options.StartFlags = None,
+    peers_dir: options.PeersDir = Path(".peers"),
+    cache_dir: options.CacheDir = None,
     api: options.Api = options.ApiChoice.COMPLETIONS,
     rate: options.Rate = None,
     concurrency: options.Concurrency = None,
@@ -89,10 +95,11 @@ def serve(
             max_input_len=options.try_limit(max_input_len, "max-input-len"),
             max_output_len=options.try_limit(max_output_len, "max-output-len"),
         )
+        starts = read_starts(start or [], start_flags or [])
+        first = Target(name, base_url, api_key, model)
+        others = options.read_targets(first, peer or [], peer_key or [], peer_model or [])
         settings = ServeSettings(
-            targets=options.read_targets(
-                Target(name, base_url, api_key, model), peer or [], peer_key or [], peer_model or []
-            ),
+            targets=(*targets_of(starts), *others[1:]) if starts else others,
             workload=workload,
             shape=RequestShape(api.value, ignore_eos, temperature, timeout_s, options.read_extra(extra_body)),
             slo=Slo(
@@ -101,11 +108,12 @@ def serve(
                 options.try_seconds(slo_e2e_ms, "slo-e2e-ms"),
             ),
             relative_slo=RelativeSlo(slo_of, slo_ttft_factor, slo_tpot_factor) if slo_of else None,
-            num_rounds=rounds if rounds is not None else (3 if peer else 1),
+            num_rounds=rounds if rounds is not None else (3 if peer or len(starts) > 1 else 1),
             num_warmups=warmups,
             limit_s=time_limit_s,
         )
-        status = run(options.make_quick(settings) if quick else settings, json_file, requests_file)
+        settings = options.make_quick(settings) if quick else settings
+        status = run(settings, Started(starts, Places(peers_dir.resolve(), cache_dir)), json_file, requests_file)
     except KeaError as error:
         notes = Console(stderr=True, soft_wrap=True, highlight=False)
         notes.print("[bold red]error:[/]", end=" ")
@@ -114,14 +122,28 @@ def serve(
     raise typer.Exit(status)
 
 
-def run(settings: ServeSettings, json_file: Path | None, requests_file: Path | None) -> int:
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The servers that the run starts itself, none by default."""
+
+    starts: tuple[Start, ...] = ()
+    places: Places = field(default_factory=lambda: Places(Path(), None))
+
+
+def run(settings: ServeSettings, own: Started, json_file: Path | None, requests_file: Path | None) -> int:
     """Measure, print the table, write the files, and return the exit status."""
     options.check_writable(json_file, "json")
     options.check_writable(requests_file, "requests")
     console, notes = Console(), Console(stderr=True)
     machine, began, started = read_machine(), datetime.now(UTC), time.perf_counter()
     with ProgressView(notes) as view:
-        measured = asyncio.run(_measure_until_interrupted(settings, view))
+        try:
+            with serving(own.starts, own.places, view) as models:
+                named = [replace(one, model=models.get(one.name, one.model)) for one in settings.targets]
+                settings = replace(settings, targets=tuple(named))
+                measured = asyncio.run(_measure_until_interrupted(settings, view))
+        except KeyboardInterrupt:
+            measured = None
     if measured is None:
         notes.print("Stopped before the load began; nothing was measured.")
         return EXIT_INTERRUPTED

@@ -19,8 +19,10 @@ from kea.bench.load.client import Target
 from kea.bench.load.integers import parse_integer
 from kea.bench.load.plan import Arrivals
 from kea.bench.serving import ServeSettings
+from kea.bench.starting import KINDS
 from kea.errors import InvalidRequest, check_range
 
+_START = "Servers to start"
 _LOAD, _LENGTHS, _GOALS, _OUTPUT = "Load", "Prompts and answers", "Objectives", "Output"
 
 # --quick: everything before the load within a minute, all rounds together within 200 s.
@@ -51,6 +53,27 @@ Peers = Annotated[list[str] | None, typer.Option(metavar="NAME=URL", help="A ser
 PeerKeys = Annotated[list[str] | None, typer.Option(metavar="NAME=KEY", help="The key of a peer. Repeatable.")]
 PeerModels = Annotated[
     list[str] | None, typer.Option(metavar="NAME=MODEL", help="A peer's name for the model, if it has several.")
+]
+Starts = Annotated[
+    list[str] | None,
+    _option(
+        _START,
+        f"Start the server of {', '.join(KINDS)} with this model (or shape, such as 100m) instead; the first is the"
+        " one that is compared. Repeatable.",
+        "--start",
+        metavar="NAME=MODEL",
+    ),
+]
+StartFlags = Annotated[
+    list[str] | None, _option(_START, "The flags of a server that is started. Repeatable.", metavar="NAME=FLAGS")
+]
+PeersDir = Annotated[
+    Path,
+    typer.Option(envvar="KEA_PEERS_DIR", metavar="DIR", help="The environments of peers.", rich_help_panel=_START),
+]
+CacheDir = Annotated[
+    Path | None,
+    typer.Option(envvar="KEA_BENCH_CACHE", metavar="DIR", help="Where shapes are made.", rich_help_panel=_START),
 ]
 Api = Annotated[ApiChoice, typer.Option(help="The endpoint.")]
 

@@ -20,6 +20,8 @@ from kea.bench.serving import Measurement, Served, ServeSettings
 from kea.bench.statistics import percentile, spell_slo
 
 MAX_LAG_MS = 10.0
+_GOALS = {("kea", "vllm", "goodput"): 2.0}
+"""The least of a comparison, by the names of both servers and the figure."""
 UNITS = {
     "request_throughput": "requests/s",
     "output_throughput": "tokens/s",
@@ -183,4 +185,7 @@ def _shows_of_ratios(measured: Measurement) -> Iterator[Show]:
             if ratio is not None:
                 note += f", from {ratio.low:.2f} to {ratio.high:.2f}"
             value = None if ratio is None else ratio.median
-            yield Show(f"{subject.target.name} against {other.target.name}: {figure}", value, "x", note=note)
+            goal = _GOALS.get((subject.target.name, other.target.name, figure))
+            wanted, holds = (None, None) if goal is None else (f">= {goal:g}", None if value is None else value >= goal)
+            name = f"{subject.target.name} against {other.target.name}: {figure}"
+            yield Show(name, value, "x", wanted, holds, note)

@@ -38,7 +38,7 @@ _KV_SHARE = 0.5  # of the memory that is free, for all systems' KV together
 _KV_BYTES = 4
 _SLACK_TOKENS = 1024
 _PEAK_ROWS = 1024
-_FOREVER_S = 1e9
+_FOREVER_S = 7 * 86_400.0
 
 
 def engine(
@@ -98,7 +98,9 @@ def engine(
         )
         status = run(options.make_quick(settings) if quick else settings, json_file)
     except KeaError as error:
-        Console(stderr=True).print(f"Error: {error}", style="red", highlight=False, markup=False)
+        notes = Console(stderr=True, soft_wrap=True, highlight=False)
+        notes.print("[bold red]error:[/]", end=" ")
+        notes.print(str(error), markup=False)
         raise typer.Exit(EXIT_USAGE if isinstance(error, InvalidRequest) else EXIT_NOTHING_MEASURED) from error
     raise typer.Exit(status)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from kea.bench.base import Peer
 from kea.bench.engine.base import Answer, Order, Refusal, System, SystemSpec
-from kea.bench.engine.process import ProcessSystem
+from kea.bench.engine.processes import ProcessSystem
 
 _MAX_RELOADS = 2
 _FIRST_TOKEN = 3  # any vocabulary has it

@@ -130,7 +130,7 @@ def as_is(_folder: Path, weights: Weights, _precision: Precision) -> tuple[Path,
     return weights.checkpoint(Precision.BF16), {}
 
 
-def _as_gguf(folder: Path, weights: Weights, precision: Precision) -> tuple[Path, Mapping[str, object]]:
+def as_gguf(folder: Path, weights: Weights, precision: Precision) -> tuple[Path, Mapping[str, object]]:
     kind = _GGUF_TYPES[precision]
     target = weights.converted(precision, f"{kind}.gguf")
     if not target.exists():
@@ -168,7 +168,7 @@ def _run(command: Sequence[str]) -> None:
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 PEERS: dict[str, PeerKind] = {
-    "llamacpp": PeerKind("drive_llamacpp.py", (Precision.BF16, Precision.F32, Precision.INT8), _as_gguf),
+    "llamacpp": PeerKind("drive_llamacpp.py", (Precision.BF16, Precision.F32, Precision.INT8), as_gguf),
     "openvino": PeerKind("drive_openvino.py", (Precision.F32,), _as_openvino, _OFFLINE),
     "vllm": PeerKind(
         "drive_vllm.py",

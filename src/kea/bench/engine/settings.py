@@ -34,44 +34,46 @@ _QUICK_SCENARIOS = ("prefill", "decode", "cache", "overhead", "latency")
 _DEFAULT_LENS = ((64, 16), (256, 32), (512, 64))  # of arrivals without a trace, in turn
 
 
-def _option(panel: str, text: str, *names: str, metavar: str | None = None, envvar: str | None = None) -> Any:
+def _option(panel: str, text: str, metavar: str | None, *names: str, envvar: str | None = None) -> Any:
     return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar, envvar=envvar)
 
 
 _SHAPE_NAMES = ", ".join(SHAPES)
 ModelName = Annotated[
-    str, _option(_LOAD, f"A shape of random weights ({_SHAPE_NAMES}), the directory of a Llama, or {EMBEDDED}.")
+    str, _option(_LOAD, f"A shape of random weights ({_SHAPE_NAMES}), the directory of a Llama, or {EMBEDDED}.", "NAME")
 ]
 Precisions = Annotated[
-    str | None, _option(_LOAD, "Of Kea and llama.cpp: bf16, f32, int8; by default the checkpoint's.", metavar="LIST")
+    str | None, _option(_LOAD, "Of Kea and llama.cpp: bf16, f32, int8; by default the checkpoint's.", "LIST")
 ]
-Peers = Annotated[str, _option(_LOAD, f"Systems to compare with: {', '.join(PEERS)}; or {NO_PEERS}.", metavar="LIST")]
-Scenarios = Annotated[str, _option(_LOAD, f"Of {', '.join(SCENARIOS)}.", metavar="LIST")]
-PromptLens = Annotated[str, _option(_LOAD, "Tokens of prompts, for prefill.", metavar="LIST")]
-Batches = Annotated[str, _option(_LOAD, "Sequences that decode together.", metavar="LIST")]
-Contexts = Annotated[str, _option(_LOAD, "Tokens of each of them.", metavar="LIST")]
-NumShared = Annotated[str, _option(_LOAD, "Sequences under one prefix of 2,048 tokens.", metavar="LIST")]
-Trace = Annotated[Path | None, _option(_LOAD, "A recorded load (Azure CSV): lengths of arrivals.", metavar="FILE")]
-LengthScale = Annotated[float, _option(_LOAD, "Multiplies the trace's lengths.")]
-Rate = Annotated[float, _option(_LOAD, "Arrivals per second, a Poisson process.")]
-NumRequests = Annotated[str, _option(_LOAD, "Arrivals in a round.")]
+Peers = Annotated[str, _option(_LOAD, f"Systems to compare with: {', '.join(PEERS)}; or {NO_PEERS}.", "LIST")]
+Scenarios = Annotated[str, _option(_LOAD, f"Of {', '.join(SCENARIOS)}.", "LIST")]
+PromptLens = Annotated[str, _option(_LOAD, "Tokens of prompts, for prefill.", "LIST")]
+Batches = Annotated[str, _option(_LOAD, "Sequences that decode together.", "LIST")]
+Contexts = Annotated[str, _option(_LOAD, "Tokens of each of them.", "LIST")]
+NumShared = Annotated[str, _option(_LOAD, "Sequences under one prefix of 2,048 tokens.", "LIST")]
+Trace = Annotated[Path | None, _option(_LOAD, "A recorded load (Azure CSV): lengths of arrivals.", "FILE")]
+LengthScale = Annotated[float, _option(_LOAD, "Multiplies the trace's lengths.", "NUMBER")]
+Rate = Annotated[float, _option(_LOAD, "Arrivals per second, a Poisson process.", "NUMBER")]
+NumRequests = Annotated[str, _option(_LOAD, "Arrivals in a round.", "COUNT")]
 
-Rounds = Annotated[int, _option(_RUN, "Each measures every cell on every system in turn.")]
-Steps = Annotated[int, _option(_RUN, "Decode steps timed per cell and round.")]
-Threads = Annotated[int | None, _option(_RUN, "Of every system; by default one per core.")]
+Rounds = Annotated[int, _option(_RUN, "Each measures every cell on every system in turn.", "COUNT")]
+Steps = Annotated[int, _option(_RUN, "Decode steps timed per cell and round.", "COUNT")]
+Threads = Annotated[int | None, _option(_RUN, "Of every system; by default one per core.", "COUNT")]
 KvTokens = Annotated[
-    str | None, _option(_RUN, "The most KV a cell may need; larger ones are left out. By default what memory allows.")
+    str | None,
+    _option(_RUN, "The most KV a cell may need; larger ones are left out. By default what memory allows.", "TOKENS"),
 ]
-Quick = Annotated[bool, _option(_RUN, "Fewer and smaller cells, within 5 minutes.", "--quick")]
-TimeLimit = Annotated[float | None, _option(_RUN, "Stop after this time; what was measured by then counts.")]
-Timeout = Annotated[float, _option(_RUN, "The most one system may take for one cell, or to load.")]
-Seed = Annotated[int, _option(_RUN, "The same seed gives the same prompts.")]
+Quick = Annotated[bool, _option(_RUN, "Fewer and smaller cells, within 5 minutes.", None, "--quick")]
+TimeLimit = Annotated[float | None, _option(_RUN, "Stop after this time; what was measured by then counts.", "SECONDS")]
+Timeout = Annotated[float, _option(_RUN, "The most one system may take for one cell, or to load.", "SECONDS")]
+Seed = Annotated[int, _option(_RUN, "The same seed gives the same prompts.", "NUMBER")]
 
-PeersDir = Annotated[Path, _option(_WHERE, "The environments that `make peers` makes.", envvar="KEA_PEERS_DIR")]
+PeersDir = Annotated[Path, _option(_WHERE, "The environments that `make peers` makes.", "DIR", envvar="KEA_PEERS_DIR")]
 CacheDir = Annotated[
-    Path | None, _option(_WHERE, "Weights made for a run; by default ~/.cache/kea/bench.", envvar="KEA_BENCH_CACHE")
+    Path | None,
+    _option(_WHERE, "Weights made for a run; by default ~/.cache/kea/bench.", "DIR", envvar="KEA_BENCH_CACHE"),
 ]
-JsonFile = Annotated[Path | None, _option(_OUTPUT, "Write the report.", "--json", metavar="FILE")]
+JsonFile = Annotated[Path | None, _option(_OUTPUT, "Write the report.", "FILE", "--json")]
 
 
 @dataclass(frozen=True, slots=True)

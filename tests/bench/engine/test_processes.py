@@ -12,7 +12,7 @@ import pytest
 
 from kea.bench.engine.base import Answer, Order, Precision, Refusal, SystemSpec
 from kea.bench.engine.fleet import Fleet, LoadedSystem, LoadOrder
-from kea.bench.engine.process import ProcessSystem
+from kea.bench.engine.processes import ProcessSystem
 
 FAKE = Path(__file__).parent / "fake_driver.py"
 SOON_S = 20.0

@@ -12,6 +12,7 @@ import selectors
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -63,13 +64,7 @@ class ProcessSystem:
 
     def close(self) -> None:
         """End the process and all that it started. May be called again."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            if self._process.poll() is None:
-                os.killpg(self._process.pid, number)
-                try:
-                    self._process.wait(_CLOSE_S)
-                except subprocess.TimeoutExpired:
-                    continue
+        end_group(self._process, (signal.SIGTERM, signal.SIGKILL))
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 try:
@@ -95,6 +90,17 @@ class ProcessSystem:
     def _last_words(self) -> str:
         lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return lines[-1].strip()[:300] if lines else "it said nothing"
+
+
+def end_group(process: subprocess.Popen[bytes], signals: Sequence[signal.Signals]) -> None:
+    """End a process that leads a group, and the group with it, by one signal after another."""
+    for number in signals:
+        if process.poll() is None:
+            os.killpg(process.pid, number)
+            try:
+                process.wait(_CLOSE_S)
+            except subprocess.TimeoutExpired:
+                continue
 
 
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:

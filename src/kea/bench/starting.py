@@ -1,0 +1,177 @@
+"""Servers that `kea bench serve` starts itself: Kea's and the peers', each on a free port. Owns their processes.
+
+Does not know the load. A server's log is deleted after the run; its last line is in the error if it does not come up.
+"""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import httpx2
+
+from kea.bench.engine.base import Precision
+from kea.bench.engine.peers import ConversionFailed, as_gguf
+from kea.bench.engine.processes import end_group
+from kea.bench.engine.settings import read_weights
+from kea.bench.engine.shapes import SHAPES
+from kea.bench.load.client import Target
+from kea.errors import InvalidRequest, Unreachable
+
+KEA = "kea"
+_DEFAULT_FLAGS = {KEA: (), "vllm": ("--dtype", "float32"), "transformers": ("--dtype", "float32", "--device", "cpu")}
+KINDS = (KEA, "vllm", "transformers", "llamacpp")
+_HOST = "127.0.0.1"
+_READY_S = 600.0
+_POLL_S = 0.5
+_STARTED_BY = "from kea.cli import main; main()"
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """One server to start: `kind` is its name in the report, `flags` are its own."""
+
+    kind: str
+    model: str
+    flags: tuple[str, ...]
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://{_HOST}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where peers' environments are and where weights made on the spot go (None: the user's cache)."""
+
+    peers_dir: Path
+    cache_dir: Path | None
+
+
+class View(Protocol):
+    """What watches the run."""
+
+    def phase(self, text: str) -> None: ...
+
+
+def read_starts(starts: Sequence[str], flags: Sequence[str]) -> tuple[Start, ...]:
+    """Read KIND=MODEL and KIND=FLAGS, and choose a free port for each. Raises InvalidRequest."""
+    given = _pairs(flags, "start-flags")
+    models = _pairs(starts, "start")
+    for kind in given:
+        if kind not in models:
+            started = ", ".join(models) or "none"
+            raise InvalidRequest(
+                f"start-flags names {kind!r}, which is not started; started: {started}.", param="start"
+            )
+    chosen = []
+    for kind, model in models.items():
+        own = tuple(shlex.split(given[kind])) if kind in given else _DEFAULT_FLAGS.get(kind, ())
+        chosen.append(Start(kind, model, own, _free_port()))
+    return tuple(chosen)
+
+
+def _pairs(texts: Sequence[str], param: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for text in texts:
+        kind, equals, value = text.partition("=")
+        if kind not in KINDS or not (equals and value) or kind in pairs:
+            allowed = ", ".join(KINDS)
+            raise InvalidRequest(f"{param} is {text!r}; it is NAME=VALUE, once for each of {allowed}.", param=param)
+        pairs[kind] = value
+    return pairs
+
+
+def targets_of(starts: Sequence[Start]) -> tuple[Target, ...]:
+    """Return where the servers will be. transformers' server lists no model: it is named by its directory."""
+    return tuple(Target(one.kind, one.url, None, None) for one in starts)
+
+
+@contextmanager
+def serving(starts: Sequence[Start], places: Places, view: View) -> Iterator[Mapping[str, str]]:
+    """Start the servers one after another; gives the names of the models that must be named, by kind.
+
+    All have ended when the block ends. Raises `Unreachable` for one that does not come up, with its last words.
+    """
+    with ExitStack() as stack:
+        logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kea-bench-")))
+        names: dict[str, str] = {}
+        for start in starts:
+            view.phase(f"starting the server of {start.kind}")
+            model = _model(start, places)
+            log = logs / f"{start.kind}.log"
+            with log.open("wb") as output:
+                process = subprocess.Popen(
+                    _command(start, model, places), stdout=output, stderr=output, start_new_session=True
+                )
+            stack.callback(end_group, process, (signal.SIGTERM, signal.SIGKILL))
+            _wait_until_ready(start, process, log)
+            if start.kind == "transformers":
+                names[start.kind] = model
+        yield names
+
+
+def _model(start: Start, places: Places) -> str:
+    """Return what the server is told to load: a shape is written on the spot, anything else is as it was given."""
+    if start.model not in SHAPES:
+        return start.model
+    weights = read_weights(start.model, places.cache_dir)
+    weights.cache.mkdir(parents=True, exist_ok=True)
+    if start.kind != "llamacpp":
+        return str(weights.checkpoint(Precision.BF16))
+    try:
+        return str(as_gguf(places.peers_dir / start.kind, weights, Precision.BF16)[0])
+    except (ConversionFailed, OSError) as error:
+        raise Unreachable(f"The model of {start.kind} could not be made: {error}.") from error
+
+
+def _command(start: Start, model: str, places: Places) -> list[str]:
+    place = ["--host", _HOST, "--port", str(start.port)]
+    if start.kind == KEA:
+        return [sys.executable, "-c", _STARTED_BY, "serve", model, *place, *start.flags]
+    script = places.peers_dir / start.kind / "serve"
+    if not script.exists():
+        raise InvalidRequest(
+            f"start names {start.kind}, whose environment is not in {places.peers_dir}.",
+            hint=f"`make peers ARGS={start.kind}` makes it; --peers-dir says where it is.",
+            param="start",
+        )
+    return [str(script), model, *place, *start.flags]
+
+
+def _wait_until_ready(start: Start, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until the server answers anything but that it is not ready yet."""
+    deadline = time.monotonic() + _READY_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise Unreachable(f"The server of {start.kind} ended with {process.returncode}: {_last_words(log)}")
+        try:
+            if httpx2.get(f"{start.url}/health", timeout=2.0, trust_env=False).status_code < 500:
+                return
+        except httpx2.TransportError:
+            pass  # it does not listen yet
+        time.sleep(_POLL_S)
+    raise Unreachable(f"The server of {start.kind} was not ready within {_READY_S:g} s: {_last_words(log)}")
+
+
+def _last_words(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return " / ".join(line.strip() for line in lines[-3:])[:500] or "it said nothing"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
