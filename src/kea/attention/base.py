@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from kea.errors import Unsupported
+
 if TYPE_CHECKING:
     import torch
 
@@ -19,12 +21,15 @@ if TYPE_CHECKING:
 class Run:
     """The positions [start, stop) of a context, seen by a query at position t where they are at most t.
 
-    With `left`, only those with t - position <= left are seen (left = w - 1 for a window of w keys with itself).
+    With `left`, only those with t - position <= left are seen (left = w - 1 for a window of w keys with itself). With
+    `pinned`, a query beyond that position sees the run as if it stood there: it is rotated back by the difference, and
+    what is visible follows from there (the sinks of StreamingLLM: pinned = S + R). The layer then has a `rotary`.
     """
 
     start: int
     stop: int
     left: int | None = None
+    pinned: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +58,24 @@ class StepPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Rotary:
+    """How a layer rotates its queries: radians per position, [D / 2], of the dimensions [first, first + D).
+
+    A dimension's partner is D / 2 away, or its neighbour (`pairs`).
+    """
+
+    frequencies: tuple[float, ...]
+    pairs: bool = False
+    first: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class LayerSpec:
     """The shape of one layer's attention and what the model adds to it.
 
     `window`: keys visible to a query, itself included (transformers' `sliding_window`). `softcap`: logits become
-    softcap * tanh(logits / softcap). A model with learned sink logits (gpt-oss) passes them per call.
+    softcap * tanh(logits / softcap). A model with learned sink logits (gpt-oss) passes them per call. `rotary` is
+    needed where a plan has pinned runs.
     """
 
     num_heads: int
@@ -67,6 +85,24 @@ class LayerSpec:
     scale: float
     window: int | None = None
     softcap: float | None = None
+    rotary: Rotary | None = None
+
+
+def has_pinned(sequences: Sequence[SequencePlan]) -> bool:
+    return any(run.pinned is not None for sequence in sequences for run in sequence.runs)
+
+
+def check_unpinned(plan: StepPlan, backend: str) -> None:
+    """Raise `Unsupported` where a run is pinned, for a backend that does not rotate queries."""
+    if has_pinned(plan.sequences):
+        raise Unsupported(f"The backend {backend!r} does not rotate queries, which pinned runs of a context need.")
+
+
+def require_rotary(spec: LayerSpec) -> Rotary:
+    """Return the layer's rotary; `Unsupported` where it has none and a run is pinned."""
+    if spec.rotary is None:
+        raise Unsupported("A run is pinned to a position, and the layer's rotary frequencies are not known.")
+    return spec.rotary
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from kea.attention.base import LayerCache, LayerSpec, StepPlan
+from kea.attention.base import LayerCache, LayerSpec, StepPlan, check_unpinned
 from kea.attention.tiles import Tile, plan_tiles
 
 
@@ -183,4 +183,5 @@ class GatherAttention:
         self._workspace = Workspace()
 
     def prepare(self, plan: StepPlan) -> GatherPlan:
+        check_unpinned(plan, self.name)
         return GatherPlan(plan, self._workspace)

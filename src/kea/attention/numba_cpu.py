@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from kea.attention import numba_kernels as kernels
-from kea.attention.base import LayerCache, LayerSpec, StepPlan
+from kea.attention.base import LayerCache, LayerSpec, StepPlan, check_unpinned
 from kea.attention.gather import GatherPlan, Workspace
 from kea.attention.jit import running_kernels
 from kea.attention.numba_units import Units, plan_units
@@ -167,4 +167,5 @@ class NumbaAttention:
         self._launcher = Launcher()
 
     def prepare(self, plan: StepPlan) -> NumbaPlan:
+        check_unpinned(plan, self.name)
         return NumbaPlan(plan, self._planner, self._launcher, self._workspace)

@@ -5,11 +5,12 @@ Owns no memory and no tricks; slow on purpose. Every other backend is held to it
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 
-from kea.attention.base import LayerCache, LayerSpec, Run, SequencePlan, StepPlan
+from kea.attention.base import LayerCache, LayerSpec, Rotary, Run, SequencePlan, StepPlan, require_rotary
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +32,33 @@ def merge(partials: list[Partial]) -> Partial:
 
 def visible_positions(run: Run, position: int, window: int | None) -> range:
     """Return the positions of `run` that the query at `position` sees in a layer of this `window`."""
+    position = seen_from(run, position)
     start = run.start
     if run.left is not None:
         start = max(start, position - run.left)
     if window is not None:
         start = max(start, position - window + 1)
     return range(start, max(start, min(run.stop, position + 1)))
+
+
+def seen_from(run: Run, position: int) -> int:
+    """Return where the query at `position` stands for this run."""
+    return position if run.pinned is None else min(position, run.pinned)
+
+
+def rotate(rotary: Rotary, query: torch.Tensor, angle: int) -> torch.Tensor:
+    """Rotate a query [H, Dk] by `angle` positions, with phases formed in fp64."""
+    num_dims = 2 * len(rotary.frequencies)
+    phases = torch.tensor([math.remainder(angle * frequency, math.tau) for frequency in rotary.frequencies])
+    cosine, sine = phases.cos().to(query), phases.sin().to(query)
+    turned = query[:, rotary.first : rotary.first + num_dims]
+    first, second = (turned[:, ::2], turned[:, 1::2]) if rotary.pairs else turned.chunk(2, dim=1)
+    parts = (first * cosine - second * sine, second * cosine + first * sine)
+    result = query.clone()
+    result[:, rotary.first : rotary.first + num_dims] = (
+        torch.stack(parts, dim=-1).flatten(1) if rotary.pairs else torch.cat(parts, dim=1)
+    )
+    return result
 
 
 def attend_keys(spec: LayerSpec, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> Partial:
@@ -91,9 +113,9 @@ class ReferencePlan:
         for run in sequence.runs:
             slots = self._slots(sequence, visible_positions(run, position, spec.window))
             if slots.numel():
-                partials.append(
-                    attend_keys(spec, query.to(wide), cache.keys[slots].to(wide), cache.values[slots].to(wide))
-                )
+                angle = seen_from(run, position) - position
+                turned = rotate(require_rotary(spec), query.to(wide), angle) if angle else query.to(wide)
+                partials.append(attend_keys(spec, turned, cache.keys[slots].to(wide), cache.values[slots].to(wide)))
         if not partials:
             return query.new_zeros(spec.num_heads, spec.value_dim)
         if sinks is not None:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
-from kea.attention.base import LayerCache, LayerSpec, StaticShape, StepPlan
+from kea.attention.base import LayerCache, LayerSpec, Rotary, StaticShape, StepPlan, require_rotary
 from kea.attention.triton_launch import Launch, LayerCall, attend_layer, write_layer
 from kea.attention.triton_state import DeviceState
 from kea.attention.triton_static import NUM_ARRAYS, TritonStaticPlan, make_launch, pack
 from kea.attention.triton_step import StepWork, is_simple
 from kea.attention.triton_tiles import work_key
-from kea.attention.triton_work import WorkKey
+from kea.attention.triton_work import Int64, WorkKey, make_turns
 
 
 class TritonPlan:
@@ -26,6 +27,8 @@ class TritonPlan:
         self._state = state
         self._work = StepWork(plan, state.sharing)
         self._launches: dict[WorkKey, Launch] = {}
+        self._angles: dict[WorkKey, Int64] = {}
+        self._turns: dict[tuple[int | None, Rotary], torch.Tensor] = {}
         self._plan = plan
         self._upload(state.kinds)
 
@@ -47,8 +50,21 @@ class TritonPlan:
         output = query.new_empty(query.shape[0], spec.num_heads, spec.value_dim)
         write_layer(self._plan.slots, key, value, cache)
         parts = self._state.parts(launch.num_parts, spec).of_layer(launch.num_parts, spec)
-        attend_layer(LayerCall(spec, query, output, cache, sinks), launch, parts, self._state.machine)
+        call = LayerCall(spec, query, output, cache, sinks, self._turns_of(spec, kind))
+        attend_layer(call, launch, parts, self._state.machine)
         return output
+
+    def _turns_of(self, spec: LayerSpec, kind: WorkKey) -> torch.Tensor | None:
+        """Return the turns of the layer's queries [A, D] fp32, sent when the first layer of its rotary asks."""
+        angles = self._angles[kind]
+        if not len(angles):
+            return None
+        rotary = require_rotary(spec)
+        turns = self._turns.get((kind.window, rotary))
+        if turns is None:
+            (sent,) = self._state.staging.upload([make_turns(angles, rotary).view(np.int32)])
+            turns = self._turns[kind.window, rotary] = sent.view(torch.float32).view(len(angles), -1)
+        return turns
 
     def _upload(self, kinds: tuple[WorkKey, ...]) -> None:
         """Plan the work of these kinds and copy it in one transfer."""
@@ -57,6 +73,7 @@ class TritonPlan:
         for i, (kind, work) in enumerate(zip(kinds, works, strict=True)):
             own = tensors[NUM_ARRAYS * i : NUM_ARRAYS * (i + 1)]
             self._launches[kind] = make_launch(own, tensors[-1], work.num_parts, self._plan.page_tokens)
+            self._angles[kind] = work.angles
 
 
 class TritonAttention:

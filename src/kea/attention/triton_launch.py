@@ -38,13 +38,16 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class LayerCall:
-    """One layer's queries [T, H, Dk] and outputs [T, H, Dv], its cache, its learned sink logits [H] if it has them."""
+    """One layer's queries [T, H, Dk] and outputs [T, H, Dv], its cache, its learned sink logits [H] if it has them, and
+    the turns [A, D] of queries before pinned runs, if there are any (see `make_turns`).
+    """
 
     spec: LayerSpec
     query: torch.Tensor
     output: torch.Tensor
     cache: LayerCache
     sinks: torch.Tensor | None
+    turns: torch.Tensor | None = None
 
 
 def write_layer(slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cache: LayerCache) -> None:
@@ -81,8 +84,9 @@ def _attend(call: LayerCall, launch: Launch, parts: Parts, items: torch.Tensor, 
     spec, cache, output = call.spec, call.cache, call.output
     query = _dense_heads(call.query)
     factor, cap = _factors(spec)
+    turns = parts.lse if call.turns is None else call.turns
     attend_items[len(items), spec.num_kv_heads](
-        query, cache.keys, cache.values, output, parts.outputs, parts.lse, _sinks(call), parts.lse,
+        query, cache.keys, cache.values, output, parts.outputs, parts.lse, _sinks(call), turns,
         items, launch.entries, launch.pages,
         *query.stride()[:2], *cache.keys.stride()[:2], *cache.values.stride()[:2], *output.stride()[:2],
         spec.num_heads, factor, cap,
@@ -91,7 +95,9 @@ def _attend(call: LayerCall, launch: Launch, parts: Parts, items: torch.Tensor, 
         BLOCK_K=block_dim(spec.key_dim), BLOCK_V=block_dim(spec.value_dim),
         HAS_SOFTCAP=spec.softcap is not None, HAS_SINKS=call.sinks is not None,
         PRECISION="widened" if is_interpreted() else "ieee",
-        TURN_DIMS=0, TURN_FIRST=0, TURN_PAIRS=False,
+        TURN_DIMS=0 if call.turns is None else call.turns.shape[1],
+        TURN_FIRST=0 if spec.rotary is None else spec.rotary.first,
+        TURN_PAIRS=spec.rotary is not None and spec.rotary.pairs,
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
 

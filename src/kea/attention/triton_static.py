@@ -6,7 +6,7 @@ Owns the device memory of the plan and of its partial results. Knows no graphs, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -119,20 +119,22 @@ def empty_work(room: Room) -> Work:
         merges=np.full((room.merges, MERGE_FIELDS), NO_ROW, np.int32),
         pages=np.zeros(0, np.int32),
         num_parts=0,
+        angles=np.zeros(0, np.int64),
     )
 
 
 def try_fit(work: Work, room: Room, num_rows: int) -> Work | None:
-    """Return the work padded to the room, or None where it is more. The rows from `num_rows` on become zeros."""
+    """Return the work padded to the room, or None where it is more or turns queries. Rows from `num_rows` on become
+    zeros."""
     padded = empty_work(room)
     pairs = list(zip(arrays_of(work), arrays_of(padded), strict=True))
-    if num_rows > room.merges or any(len(own) > len(into) for own, into in pairs):
+    if len(work.angles) or num_rows > room.merges or any(len(own) > len(into) for own, into in pairs):
         return None
     for own, into in pairs:
         into[: len(own)] = own
     padding = np.arange(num_rows, room.merges)
     padded.merges[len(work.merges) :][: len(padding)] = np.stack([padding, 0 * padding, 0 * padding], axis=1)
-    return Work(padded.narrow, padded.wide, padded.entries, padded.merges, work.pages, work.num_parts)
+    return replace(padded, pages=work.pages, num_parts=work.num_parts)
 
 
 def pack(works: Sequence[Work]) -> list[Int32]:

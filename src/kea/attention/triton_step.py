@@ -5,7 +5,7 @@ Owns nothing beyond the step. Knows no device, no layers' weights.
 
 from __future__ import annotations
 
-from kea.attention.base import SequencePlan, StepPlan
+from kea.attention.base import SequencePlan, StepPlan, has_pinned
 from kea.attention.sharing import SharingCosts, SharingPlanner
 from kea.attention.triton_work import Budget, Stretches, Work, WorkKey, from_segments, from_sequences, plan_work
 
@@ -36,7 +36,12 @@ class StepWork:
 
 
 def has_sharing(sequences: tuple[SequencePlan, ...]) -> bool:
-    """Say whether two contexts begin with the same page; where none do, there is nothing to find."""
+    """Say whether two contexts begin with the same page; where none do, there is nothing to find.
+
+    Nor is it looked for where runs are pinned: their queries are turned, each by its own angle.
+    """
+    if has_pinned(sequences):
+        return False
     firsts = [sequence.page_table[0] for sequence in sequences if sequence.page_table and sequence.page_table[0] >= 0]
     return len(set(firsts)) < len(firsts)
 

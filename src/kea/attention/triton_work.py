@@ -9,13 +9,13 @@ layers' weights.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kea.attention.base import SequencePlan
+from kea.attention.base import Rotary, SequencePlan
 from kea.attention.sharing import Segments
 
 UNBOUNDED = 1 << 30
@@ -58,7 +58,7 @@ class Budget:
 class Stretches:
     """S stretches: `tables` [S], where position 0's page would stand in `pages`; and the entries of stretch s,
     [`bounds`[s], `bounds`[s + 1]): rows, each with the positions [`lows`, `highs`) that it sees, one at least, and the
-    number of its rotation.
+    number of its turn; and by how many positions each turn rotates.
     """
 
     pages: Int32
@@ -68,12 +68,13 @@ class Stretches:
     lows: Int64
     highs: Int64
     turns: Int64
+    angles: Int64
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The kernels' arrays: items [N, 5] of small and of large blocks, entries [E, 5], merges [R, 3], page tables; and
-    how many partial results the items write.
+    """The kernels' arrays: items [N, 5] of small and of large blocks, entries [N, 5], merges [N, 3], page tables; how
+    many partial results the items write; by how many positions the queries of each turn are rotated.
     """
 
     narrow: Int32
@@ -82,6 +83,7 @@ class Work:
     merges: Int32
     pages: Int32
     num_parts: int
+    angles: Int64
 
 
 def from_sequences(sequences: tuple[SequencePlan, ...], window: int | None) -> Stretches:
@@ -89,16 +91,20 @@ def from_sequences(sequences: tuple[SequencePlan, ...], window: int | None) -> S
     lengths = [len(sequence.page_table) for sequence in sequences]
     pages = np.fromiter(chain.from_iterable(s.page_table for s in sequences), dtype=np.int32, count=sum(lengths))
     starts = (np.cumsum(lengths, dtype=np.int64) - lengths).tolist()
-    table, row, count, first, start, stop, reach = _columns(_runs(sequences, starts, window))
+    table, row, count, first, start, stop, reach, pinned = _columns(_runs(sequences, starts, window))
     offsets = _ramps(count)
     rows = np.repeat(row, count) + offsets
     positions = np.repeat(first, count) + offsets
+    angles = np.minimum(0, np.repeat(pinned, count) - positions)
+    positions += angles
     lows = np.maximum(np.repeat(start, count), positions - np.repeat(reach, count))
     highs = np.minimum(np.repeat(stop, count), positions + 1)
     seen = lows < highs
     bounds = np.concatenate(([0], np.cumsum(seen)))[np.concatenate(([0], np.cumsum(count)))]
-    turns = np.full(int(bounds[-1]), NO_TURN)
-    return _without_empty(Stretches(pages, table, bounds, rows[seen], lows[seen], highs[seen], turns))
+    is_turned = angles[seen] < 0
+    turns = np.where(is_turned, np.cumsum(is_turned) - 1, NO_TURN)
+    angles = angles[seen][is_turned]
+    return _without_empty(Stretches(pages, table, bounds, rows[seen], lows[seen], highs[seen], turns, angles))
 
 
 def from_segments(segments: Segments, page_tokens: int) -> Stretches:
@@ -111,6 +117,7 @@ def from_segments(segments: Segments, page_tokens: int) -> Stretches:
         lows=segments.lows,
         highs=segments.highs,
         turns=np.full(len(segments.rows), NO_TURN),
+        angles=np.zeros(0, np.int64),
     )
 
 
@@ -133,7 +140,7 @@ def plan_work(stretches: Stretches, num_rows: int, key: WorkKey, budget: Budget)
     columns = (stretches.rows, None, stretches.turns, stretches.lows, stretches.highs)
     entries = np.stack([parts if c is None else c[member] for c in columns], axis=1).astype(np.int32)
     is_wide = items[:, 1] > key.narrow
-    return Work(items[~is_wide], items[is_wide], entries, merges, stretches.pages, num_parts)
+    return Work(items[~is_wide], items[is_wide], entries, merges, stretches.pages, num_parts, stretches.angles)
 
 
 def _runs(sequences: tuple[SequencePlan, ...], starts: list[int], window: int | None) -> Iterator[tuple[int, ...]]:
@@ -141,26 +148,25 @@ def _runs(sequences: tuple[SequencePlan, ...], starts: list[int], window: int | 
     for sequence, start in zip(sequences, starts, strict=True):
         for run in sequence.runs:
             far = reach if run.left is None else min(reach, run.left)
-            yield start, sequence.row_start, sequence.num_queries, sequence.position, run.start, run.stop, far
+            pinned = UNBOUNDED if run.pinned is None else run.pinned
+            yield start, sequence.row_start, sequence.num_queries, sequence.position, run.start, run.stop, far, pinned
 
 
 def _columns(table: Iterator[tuple[int, ...]]) -> Int64:
-    return np.array(list(table), dtype=np.int64).reshape(-1, 7).T
+    return np.array(list(table), dtype=np.int64).reshape(-1, 8).T
 
 
 def _without_empty(stretches: Stretches) -> Stretches:
     """Drop the stretches that no row sees."""
     kept = np.diff(stretches.bounds) > 0
     bounds = np.concatenate(([0], stretches.bounds[1:][kept]))
-    return Stretches(
-        stretches.pages,
-        stretches.tables[kept],
-        bounds,
-        stretches.rows,
-        stretches.lows,
-        stretches.highs,
-        stretches.turns,
-    )
+    return replace(stretches, tables=stretches.tables[kept], bounds=bounds)
+
+
+def make_turns(angles: Int64, rotary: Rotary) -> NDArray[np.float32]:
+    """Return the cosines, then the sines, of each turn [A, D]; the phases are formed in fp64, within one circle."""
+    phases = np.remainder(angles[:, None].astype(np.float64) * np.array(rotary.frequencies), 2.0 * np.pi)
+    return np.concatenate([np.cos(phases), np.sin(phases)], axis=1).astype(np.float32)
 
 
 def _blocks(bounds: Int64, key: WorkKey) -> tuple[Int64, Int64, Int64]:
