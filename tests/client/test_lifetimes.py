@@ -138,6 +138,25 @@ def test_a_deadline_passes_also_where_nobody_answers(monkeypatch: pytest.MonkeyP
         session.variable().get(deadline_s=0.01)
 
 
+def test_criteria_are_alike(world: World) -> None:
+    with world.session() as session:
+        variable = session.variable("x")
+        with pytest.raises(InvalidRequest, match=r"criteria is 'latency'; it must be one of kea\.LATENCY"):
+            variable.get("latency")  # type: ignore[arg-type]
+        with pytest.raises(InvalidRequest, match="criteria is"):
+            next(variable.stream("latency"))  # type: ignore[arg-type]
+
+
+def test_a_reader_that_comes_behind_the_end_of_its_session_is_told_so(world: World) -> None:
+    with world.session() as session:
+        variable = session.variable("x")
+        channel = world.connection.loop.run(session.reach(variable._batch, variable.id))
+        other = session.variable()
+        session.status()
+    with pytest.raises(Cancelled, match="session was closed"):
+        world.connection.loop.run(channel.get(other.id, None, None))
+
+
 def test_deadlines_are_alike(world: World) -> None:
     with world.session() as session:
         for value in (-1.0, float("nan")):

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, aclosing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from kea.client.reading import SharedReads
-from kea.errors import InvalidRequest, KeaError, NotFound, Unreachable, error_from_dict
+from kea.errors import Cancelled, InvalidRequest, KeaError, NotFound, Unreachable, error_from_dict
 from kea.program.call import Program
 from kea.program.events import EventDecoder, StreamEvent
 from kea.program.status import SessionStatus, status_from_json
@@ -63,6 +63,7 @@ class HttpChannel:
         self._headers = {"X-Kea-Session-Secret": secret}
         self._reads = SharedReads(self._read_each, READ_LINGER_S)
         self._num_alone = 0
+        self._is_closed = False
 
     async def submit(self, program: Program) -> None:
         await self._request("POST", "/calls", json=program_to_json(program))
@@ -108,7 +109,7 @@ class HttpChannel:
             async with sent as response:
                 if not response.is_success:
                     await response.aread()
-                    raise _error_of(response)
+                    raise self._why(_error_of(response))
                 async for line in response.aiter_lines():
                     for event in decoder.feed(line):
                         if event.name == "error":
@@ -128,13 +129,23 @@ class HttpChannel:
         return status_from_json(await self._request("GET", ""))
 
     async def close(self) -> None:
+        self._is_closed = True
         try:
-            await self._request("DELETE", "")
+            await request(self._client, "DELETE", self._path, headers=self._headers)
         except NotFound:
             return  # it was idle for too long, or the server was started again: there is nothing to close
 
     async def _request(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        return await request(self._client, method, self._path + path, headers=self._headers, **options)
+        try:
+            return await request(self._client, method, self._path + path, headers=self._headers, **options)
+        except NotFound as error:
+            raise self._why(error) from None
+
+    def _why(self, error: KeaError) -> KeaError:
+        """Return the error of a reader that came behind the end of its own session as what it is."""
+        if self._is_closed and isinstance(error, NotFound):
+            return Cancelled("the session was closed.", hint="Read variables before it closes.")
+        return error
 
 
 async def request(client: httpx2.AsyncClient, method: str, path: str, **options: Any) -> dict[str, Any]:

@@ -103,6 +103,7 @@ class Variable:
         """Return the value; runs on the connection's loop. A service that does not answer cannot outlast a deadline."""
         if self._value is not None:
             return self._value
+        _check_criteria(criteria)
         if deadline_s is not None:
             check_range("deadline_s", deadline_s, 0.0)
         if deadline_s is None or math.isinf(deadline_s):
@@ -120,6 +121,7 @@ class Variable:
 
     def pieces(self, criteria: Criteria | None) -> Pieces:
         """Return the variable's pieces for one reader; they are read on the connection's loop."""
+        _check_criteria(criteria)
         return Pieces(self.session, self._batch, self.id, criteria)
 
     async def write(self, value: str) -> None:
@@ -144,3 +146,9 @@ class Variable:
             f"variable {self.name or self.id!r} cannot be formatted into a string: its text may not be written yet.",
             hint="Pass it to a function as it is, or format the value that get() returns.",
         )
+
+
+def _check_criteria(criteria: object) -> None:
+    if criteria is not None and not isinstance(criteria, Criteria):
+        allowed = ", ".join(f"kea.{item.name}" for item in Criteria)
+        raise InvalidRequest(f"criteria is {criteria!r}; it must be one of {allowed}.", param="criteria")
