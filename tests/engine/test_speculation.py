@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from kea.engine.base import ContextSpec, StepShape
 from kea.engine.config import DecodingConfig
-from kea.engine.latency import LatencyModel, add_prefill
+from kea.engine.latency import LatencyModel
 from kea.engine.speculation import MAX_PLACES, GuessBudget, PromptLookup
 from kea.errors import EngineFault, InvalidRequest
 from kea.models import Tokenizer
@@ -30,6 +30,13 @@ TEXTS = (
     "The dog ran to the big tree and saw a cat. The dog ran",
 )
 Start = Callable[[Driver, Tokenizer], Sequence[Output]]
+VERIFY = GuessBudget.take
+
+
+@pytest.fixture(autouse=True)
+def every_guess_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it does not pay, so that many are wrong."""
+    monkeypatch.setattr(GuessBudget, "take", lambda *given: given[-1])
 
 
 def _run(make_driver: MakeDriver, tokenizer: Tokenizer, start: Start, **fields: object) -> tuple[Driver, list[Output]]:
@@ -323,28 +330,54 @@ def test_the_hit_ratio_follows_what_is_drawn() -> None:
     assert lookup.hit_ratio < 0.1
 
 
-def _learned(per_token_s: float, base_s: float) -> LatencyModel:
+def _learned(per_sequence_s: float, base_s: float) -> LatencyModel:
     latency = LatencyModel()
-    for num_tokens in range(1, 200):
-        shape = add_prefill(StepShape(0, 1, 100), 1 + num_tokens % 40)
-        latency.observe(shape, base_s + per_token_s * shape.prefill_tokens)
+    for step in range(200):
+        num_sequences = 1 + step % 40
+        latency.observe(StepShape(0, num_sequences, 100 * num_sequences), base_s + per_sequence_s * num_sequences)
     return latency
 
 
-def test_guesses_are_verified_where_rows_are_cheap_and_likely_right() -> None:
+def test_guesses_are_verified_where_rows_are_cheap_and_likely_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GuessBudget, "take", VERIFY)
     cheap, dear = _learned(1e-4, 1e-2), _learned(5e-3, 1e-2)
     alone = StepShape(0, 1, 100)
     assert GuessBudget(cheap, alone, 1, None).take(0.9, 100, 8) == 8
-    assert GuessBudget(cheap, alone, 1, None).take(0.01, 100, 8) == 0
+    assert GuessBudget(cheap, alone, 1, None).take(0.001, 100, 8) == 0
     assert 0 < GuessBudget(cheap, alone, 1, None).take(0.3, 100, 8) < 8
     assert GuessBudget(dear, StepShape(0, 32, 3200), 32, None).take(0.9, 100, 8) == 0
     assert GuessBudget(LatencyModel(), alone, 1, None).take(0.5, 100, 8) == 8
 
 
-def test_guesses_stay_within_the_objective() -> None:
+def test_a_probe_verifies_what_does_not_seem_to_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GuessBudget, "take", VERIFY)
+    dear, many = _learned(5e-3, 1e-2), StepShape(0, 32, 3200)
+    assert GuessBudget(dear, many, 32, None, probes=True).take(0.1, 100, 8) == 8
+    assert GuessBudget(dear, many, 32, dear.predict(many), probes=True).take(0.9, 100, 8) == 0
+
+
+def test_probes_are_rare(
+    make_driver: MakeDriver, stories_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probes: list[bool] = []
+
+    def take(budget: GuessBudget, *_: object) -> int:
+        probes.append(budget._probes)
+        return int(budget._probes)
+
+    monkeypatch.setattr(GuessBudget, "take", take)
+    driver = make_driver(decoding=DecodingConfig(speculation=GUESS))
+    driver.start(stories_tokenizer.encode(TEXTS[0]), greedy(100))
+    driver.run()
+    assert probes[0], "the first guess is verified"
+    assert 0 < sum(probes[1:]) <= 6
+
+
+def test_guesses_stay_within_the_objective(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GuessBudget, "take", VERIFY)
     latency = _learned(1e-3, 1e-2)
     base_s = latency.predict(StepShape(0, 1, 100))
-    assert GuessBudget(latency, StepShape(0, 1, 100), 1, base_s + 4.5e-3).take(1.0, 100, 8) in (3, 4)
+    assert GuessBudget(latency, StepShape(0, 1, 100), 1, base_s + 4.5e-3).take(1.0, 100, 8) == 4
 
 
 @pytest.mark.parametrize("fields", [(65, 1, 1), (-1, 1, 1), (1, 0, 1), (1, 3, 2), (1, 1, 65)])

@@ -20,7 +20,7 @@ from kea.engine.draft import Draft, StepWork, WorkItem, shape_of
 from kea.engine.forecast import Demand, OutputLengths, peak_pages
 from kea.engine.latency import LatencyModel
 from kea.engine.queue import WaitingQueue
-from kea.engine.speculation import GuessBudget
+from kea.engine.speculation import PROBE_STEPS, GuessBudget
 from kea.engine.state import ContextState, Phase
 from kea.memory import KVMemory, PageCopy
 
@@ -40,6 +40,7 @@ class Batcher:
         self._running: list[ContextState] = []  # by rank
         self._resting: dict[int, ContextState] = {}  # idle or waiting, but holding pages; oldest first
         self._copies: list[PageCopy] = []
+        self._num_declined = PROBE_STEPS  # steps in which no guess was verified
         self.lengths = OutputLengths()
         self.num_preemptions = 0
 
@@ -131,7 +132,10 @@ class Batcher:
         guessing = [i for i in draft.items.values() if i.context.generation and i.context.generation.lookup is not None]
         if not guessing:
             return
-        worth = GuessBudget(self._latency, shape_of(draft.items.values()), draft.num_decodes, draft.objective_s)
+        probes = self._num_declined >= PROBE_STEPS
+        shape = shape_of(draft.items.values())
+        worth = GuessBudget(self._latency, shape, draft.num_decodes, draft.objective_s, probes=probes)
+        self._num_declined += 1
         for item in guessing:
             generation, pages = item.context.generation, item.context.pages
             assert generation is not None
@@ -142,6 +146,7 @@ class Batcher:
             is_spare = self._memory.num_available >= len(self._running)  # the next pages are for tokens that are sure
             if num_taken > 0 and is_spare and self._memory.try_reserve(pages, item.stop + num_taken):
                 draft.put(replace(item, guesses=tuple(guesses[:num_taken])))
+                self._num_declined = 0
 
     def _plan_chunk(self, context: ContextState, draft: Draft, most: int) -> None:
         """Plan a running context's next chunk of at most `most` tokens, in place of the one it has in this step."""

@@ -221,9 +221,7 @@ class EngineCore:
                 specs.append(spec)
                 items.append(item)
                 indices.append(index)
-        if len(indices) != len(logits):
-            logits = logits[indices]
-        return drawn + list(zip(items, self._sampler.sample(logits, specs), strict=True))
+        return drawn + list(zip(items, self._sampler.sample(logits, specs, indices), strict=True))
 
     def _take_all(self, result: _Result, now: float) -> None:
         """Take what was drawn. Where that was guessed, the row behind it was computed for what is in fact the context:

@@ -51,13 +51,15 @@ class StepWork:
 
 
 def shape_of(items: Iterable[WorkItem]) -> StepShape:
-    """Count what the step's time depends on. A chunk of one token costs what a decoding context does, and counts so."""
+    """Count what the step's time depends on. A chunk of one token, or a guess, costs what a decoding context does, and
+    counts so.
+    """
     prefill_tokens = num_sequences = kv_tokens = 0
     pairs = 0.0
     for item in items:
-        length = item.num_tokens
-        num_sequences += 1
-        kv_tokens += item.end
+        length = item.stop - item.start
+        num_sequences += 1 + len(item.guesses)
+        kv_tokens += item.stop + sum(range(item.stop + 1, item.end + 1))
         if length > 1:
             prefill_tokens += length
             pairs += length * item.start + length * (length + 1) / 2  # each token sees itself and all before it

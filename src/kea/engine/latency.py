@@ -88,10 +88,9 @@ class LatencyModel:
         num_tokens = 2.0 * room / (slope + math.sqrt(slope * slope + 2.0 * per_pair * room))
         return min(NO_LIMIT, int(num_tokens))
 
-    def chunk_token_s(self, context_len: int) -> float:
-        """Return the seconds that one more token of a chunk behind `context_len` tokens takes; 0 while unknown."""
-        _, per_token, _, per_kv_token, per_pair = self._coefficients.tolist()
-        return float(per_token + per_kv_token + per_pair * (context_len + 1))
+    def sequence_s(self, context_len: int) -> float:
+        """Return the seconds that one more sequence of `context_len` tokens adds to a step; 0 while unknown."""
+        return float(self._coefficients[2] + self._coefficients[3] * context_len)
 
     def snapshot(self) -> LatencySnapshot:
         """Return the coefficients, and how well they predicted recent steps before these were learned from."""

@@ -75,8 +75,12 @@ class Sampler:
             states = [self.create_state(Sampling(seed=0, top_k=top_k, top_p=0.9), ()) for top_k in (0, 9)]
             self.sample(torch.zeros(1, width).expand(2, width), [SamplingRow(state) for state in states])
 
-    def sample(self, logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[Drawn | KeaError]:
+    def sample(
+        self, logits: torch.Tensor, rows: Sequence[SamplingRow], indices: Sequence[int] | None = None
+    ) -> list[Drawn | KeaError]:
         """Draw a token for each row of the logits [R, V] fp32 and record it in the row's state; the logits stay.
+
+        With `indices`, `rows` are those rows of the logits, in order.
 
         A row that cannot be drawn gets an error and keeps its state: `InvalidRequest` where its constraint and bans
         leave no token, `EngineFault` where the model gave no finite logits.
@@ -84,6 +88,8 @@ class Sampler:
         if not rows:
             return []
         with torch.inference_mode(), _threads_for(logits):
+            if indices is not None and len(indices) != len(logits):
+                logits = logits.index_select(0, torch.tensor(indices, device=logits.device))
             processed = _process(logits, rows)
             token_ids = _choose(processed, rows)
             reports = _report(logits, rows, token_ids)

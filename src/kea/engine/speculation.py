@@ -14,6 +14,7 @@ from kea.engine.base import StepShape
 from kea.engine.latency import LatencyModel
 from kea.types import Speculation
 
+PROBE_STEPS = 32  # one of so many in which no guess is worth its row
 MAX_PLACES = 8  # how many earlier places of an n-gram are compared
 _MEMORY = 0.9
 _FIRST_RATIO = 0.5
@@ -99,24 +100,27 @@ class GuessBudget:
     """Which guesses of a step are worth their rows: each that lets the step give more tokens per second.
 
     `num_draws` tokens are drawn in any case; `limit_s` bounds what the step may take. Before the latency model knows
-    anything, all are. Lives for one plan.
+    anything, all are, and in a step that `probes`: a model that has seen no step with guesses takes a row's cost for
+    more than it is (of one sequence alone, nothing tells it from the weights'). Lives for one plan.
     """
 
-    def __init__(self, latency: LatencyModel, shape: StepShape, num_draws: int, limit_s: float | None) -> None:
+    def __init__(
+        self, latency: LatencyModel, shape: StepShape, num_draws: int, limit_s: float | None, *, probes: bool = False
+    ) -> None:
         self._latency = latency
         self._step_s = latency.predict(shape)
         self._num_tokens = float(num_draws)
         self._limit_s = limit_s
+        self._probes = probes
 
     def take(self, hit_ratio: float, context_len: int, most: int) -> int:
         """Return how many guesses, at most `most`, a context of so many tokens may have verified, and count them in."""
-        token_s = self._latency.chunk_token_s(context_len)
+        cost_s = self._latency.sequence_s(context_len)
         gain = 1.0
         for num_taken in range(most):
             gain *= hit_ratio
-            cost_s = token_s if num_taken else 2.0 * token_s  # the row before it then counts as one of a chunk, too
             is_late = self._limit_s is not None and self._step_s + cost_s > self._limit_s
-            if is_late or gain * self._step_s < self._num_tokens * cost_s:
+            if is_late or (gain * self._step_s < self._num_tokens * cost_s and not self._probes):
                 return num_taken
             self._step_s += cost_s
             self._num_tokens += gain
