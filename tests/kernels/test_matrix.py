@@ -31,7 +31,7 @@ def multiply(matrix: PanelMatrix, bias: F32, x: F32, num_threads: int = 2) -> F3
     rows = aligned_zeros((len(x), matrix.padded_depth), np.float32)
     rows[:, : matrix.depth] = x
     taken, operations = rows, []
-    if matrix.takes_tiles:
+    if matrix.takes_tiles(len(x)):
         taken = aligned_zeros((max(1, tiles_bytes(len(x), matrix.depth)),), np.uint8)
         arguments = np.array([rows.ctypes.data, rows.shape[1], len(rows), taken.ctypes.data], np.int64)
         operations.append(Operation(steps.CUT, arguments, -(-len(rows) // steps.CHUNK_ROWS)))

@@ -19,9 +19,12 @@ I64 = NDArray[np.int64]
 PAIR_COLUMNS = 2 * LANES
 CHUNK_ROWS = 256
 CHUNK_PAIRS = 8
-CHUNKS_PER_THREAD = 8
+CHUNKS_PER_THREAD = 3
 """How a product is cut: many rows into chunks of 256 columns, whose weights stay in a core's second cache; few into
 as many chunks as keep a thread from waiting long for the last one."""
+
+
+MIN_FULL_ROWS = 48
 
 
 def padded(size: int, unit: int = PAIR_COLUMNS) -> int:
@@ -49,10 +52,12 @@ class PanelMatrix:
     def padded_depth(self) -> int:
         return int(self.panels.shape[1]) * VALUES[self.kind]
 
-    @property
-    def takes_tiles(self) -> bool:
-        """Whether rows of x are to be cut into tiles for this matrix, on this machine."""
-        return self.kind in panels.TILES_PRODUCTS and has_tiles()
+    def takes_tiles(self, num_rows: int) -> bool:
+        """Whether this many rows of x are to be cut into tiles for this matrix, on this machine.
+
+        Weights in fp32 have to be cut too, which pays for many rows only.
+        """
+        return has_tiles() and (self.kind != FULL or num_rows >= MIN_FULL_ROWS)
 
     def rows(self, indices: I64) -> F32:
         """Return some rows of W [len(indices), K] in fp32."""
@@ -106,6 +111,7 @@ def record_product(
     x [M, padded K] fp32, or its tiles (uint8) if the matrix takes them; out [M, padded N]; `bias` [padded N] or [0].
     """
     num_rows = len(out)
+    takes_tiles = matrix.takes_tiles(num_rows)
     pairs = matrix.padded_columns // PAIR_COLUMNS
     num_panels = 2 * pairs
     chunk_rows, chunk_panels = CHUNK_ROWS, 2 * max(1, pairs // (CHUNKS_PER_THREAD * num_threads))
@@ -113,7 +119,7 @@ def record_product(
         chunk_panels = 2 * -(-pairs // max(1, pairs // CHUNK_PAIRS))
     full, tail = tile_config((TILE_ROWS,) * 8), _tail_config(num_rows % panels.BLOCK_ROWS)
     arguments = np.zeros(panels.NUM_ARGUMENTS, np.int64)
-    arguments[panels.X], arguments[panels.X_STRIDE] = x.ctypes.data, 0 if matrix.takes_tiles else x.strides[0]
+    arguments[panels.X], arguments[panels.X_STRIDE] = x.ctypes.data, 0 if takes_tiles else x.strides[0]
     arguments[panels.W], arguments[panels.PANEL_BYTES] = matrix.panels.ctypes.data, matrix.panels.strides[0]
     arguments[panels.DEPTH] = matrix.padded_depth
     arguments[panels.OUT], arguments[panels.OUT_STRIDE] = out.ctypes.data, out.strides[0]
@@ -122,7 +128,7 @@ def record_product(
     arguments[panels.SCALE] = matrix.scales.ctypes.data if matrix.scales.size else 0
     arguments[panels.BIAS] = bias.ctypes.data if bias.size else 0
     arguments[panels.CONFIG], arguments[panels.TAIL_CONFIG] = full.ctypes.data, tail.ctypes.data
-    kernel = panels.TILES_PRODUCTS[matrix.kind] if matrix.takes_tiles else panels.ROWS_PRODUCTS[matrix.kind]
+    kernel = panels.TILES_PRODUCTS[matrix.kind] if takes_tiles else panels.ROWS_PRODUCTS[matrix.kind]
     num_chunks = -(-num_rows // chunk_rows) * -(-num_panels // chunk_panels)
     return Operation(kernel, arguments, num_chunks), [matrix, bias, x, out, full, tail]
 

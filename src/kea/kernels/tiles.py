@@ -141,18 +141,31 @@ def dot(_typing: Any, total: Any, rows: Any, columns: Any) -> Any:
     return types.void(total, rows, columns), emit
 
 
+def _prefetch(builder: Any, address: Any) -> None:
+    i32 = ir.IntType(32)
+    name, kind = "llvm.prefetch.p0", ir.FunctionType(ir.VoidType(), [POINTER, i32, i32, i32])
+    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+    builder.call(function, [pointer(builder, address), i32(0), i32(2), i32(1)])
+
+
 @intrinsic  # type: ignore[untyped-decorator]
 def prefetch(_typing: Any, address: Any) -> Any:
     """Ask for the 1,024 bytes of a tile to be brought to the core's second cache. Any address will do."""
 
     def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        i32 = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [POINTER, i32, i32, i32])
-        function = builder.module.globals.get("llvm.prefetch.p0") or ir.Function(
-            builder.module, kind, "llvm.prefetch.p0"
-        )
         for line in range(0, TILE_BYTES, 64):
-            builder.call(function, [pointer(builder, builder.add(args[0], I64(line))), i32(0), i32(2), i32(1)])
+            _prefetch(builder, builder.add(args[0], I64(line)))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def prefetch_line(_typing: Any, address: Any) -> Any:
+    """Ask for 64 bytes."""
+
+    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        _prefetch(builder, args[0])
         return context.get_dummy_value()
 
     return types.void(types.int64), emit

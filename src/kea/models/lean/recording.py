@@ -69,7 +69,7 @@ class Recorder:
         if to is not None:
             rows = self.rows("last" if last else "normed", num_rows, self.spec.hidden_size)
             a[steps.ROWS], a[steps.ROWS_WIDTH] = rows.ctypes.data, rows.shape[1]
-            if to.weight.takes_tiles:
+            if to.weight.takes_tiles(num_rows):
                 a[steps.TILES] = self.tiles(num_rows, self.spec.hidden_size).ctypes.data
         self._row_wise(steps.ENTER, a, num_rows)
 
@@ -77,7 +77,7 @@ class Recorder:
         """Record a product of rows, or of the tiles that were made of them."""
         width = linear.weight.padded_columns
         out: F32 = self.buffers.get(f"{name} {width}", len(x), width)
-        taken = self.tiles(len(x), linear.weight.depth) if linear.weight.takes_tiles else x
+        taken = self.tiles(len(x), linear.weight.depth) if linear.weight.takes_tiles(len(x)) else x
         operation, holds = record_product(linear.weight, linear.bias, taken, out, self.shape.num_threads)
         self.operations.append(operation)
         self.holds += holds
@@ -108,13 +108,13 @@ class Recorder:
         a[steps.BOTH], a[steps.BOTH_WIDTH], a[steps.G_ROWS] = both.ctypes.data, both.shape[1], len(both)
         a[steps.SIZE], a[steps.TANH] = size, self.spec.activation == "gelu_tanh"
         a[steps.GATED], a[steps.GATED_WIDTH] = gated.ctypes.data, gated.shape[1]
-        a[steps.G_TILES] = self.tiles(len(both), size).ctypes.data if to.weight.takes_tiles else 0
+        a[steps.G_TILES] = self.tiles(len(both), size).ctypes.data if to.weight.takes_tiles(len(both)) else 0
         self._row_wise(steps.GATE, a, len(both))
         return gated
 
     def cut(self, rows: F32, to: Linear) -> None:
         """Record how rows become tiles, where the linear `to` takes them."""
-        if not to.weight.takes_tiles:
+        if not to.weight.takes_tiles(len(rows)):
             return
         a = np.zeros(steps.NUM_CUT, np.int64)
         a[steps.C_ROWS], a[steps.C_WIDTH], a[steps.C_NUM_ROWS] = rows.ctypes.data, rows.shape[1], len(rows)
