@@ -1,0 +1,33 @@
+"""Makes a Llama of any shape with random weights on a device, bound and proven as a loaded one, without files."""
+
+from __future__ import annotations
+
+import torch
+
+from kea.attention.triton_gpu import TritonAttention
+from kea.models.hosted import HostedDecoder
+from kea.models.limits import Limits
+from kea.models.loading import Order, _bind_and_prove
+
+KV_HEADS = 8
+VOCAB = 32_000
+MAX_LEN = 16_384
+
+
+def create_llama(shape: dict[str, int], device: str) -> tuple[HostedDecoder, TritonAttention]:
+    """Return the decoder in bfloat16 and its attention; `shape` as transformers' `LlamaConfig` names it."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    heads = min(KV_HEADS, shape["num_attention_heads"])
+    config = LlamaConfig(
+        **shape, num_key_value_heads=heads, vocab_size=VOCAB, max_position_embeddings=MAX_LEN, tie_word_embeddings=False
+    )
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="eager").eval()
+    backend = TritonAttention()
+    order = Order(
+        ".", torch.bfloat16, device, None, Limits(MAX_LEN, use_long_rope=False, position_rows=None), False, False, False
+    )
+    decoder = _bind_and_prove(model, backend, order)
+    assert isinstance(decoder, HostedDecoder)
+    return decoder, backend
