@@ -24,7 +24,7 @@ TRACE = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:15:51.2225450,879,55
 """
 FAKE = Path(__file__).parent / "fake_driver.py"
-TINY = Shape("tiny", 2, 64, 64, 4, 2, 400, head_dim=16, max_len=256)
+TINY = Shape("tiny", 2, 64, 64, 4, 2, 400, head_dim=16, max_len=512)
 SMALL = (
     *("--prompt-lens", "16", "--batches", "1,2", "--contexts", "16", "--steps", "3", "--rounds", "2"),
     *("--num-requests", "3", "--rate", "50", "--threads", "1"),
@@ -111,7 +111,7 @@ def test_cells_that_do_not_fit_are_reported(tiny: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     left_out = [one["message"] for one in json.loads(report.read_text())["failures"] if one["kind"] == "left out"]
     assert len(left_out) == 2
-    assert "the model has 256" in left_out[0]
+    assert "the model has 512" in left_out[0]
     assert "kv-tokens is 2,000" in left_out[1]
 
 

@@ -100,6 +100,12 @@ def test_another_shape_has_figures_but_no_goals() -> None:
     assert (row.value, row.goal, row.holds) == (2.0, None, None)
 
 
+def test_a_single_stream_of_the_small_model_has_a_goal_of_its_own() -> None:
+    run = measured({("kea f32", B1): [0.01], ("openvino f32", B1): [0.009]})
+    row = show(replace(run, shape=replace(SHAPE, name="stories260k")), "against openvino f32")
+    assert (row.goal, row.holds) == (">= 1", False)
+
+
 def test_sharing_is_judged_by_what_the_prefix_adds_to_a_step() -> None:
     what = "32 under 2048"
     times = {"no prefix: 32": 0.1, f"shared: {what}": 0.15, f"unshared: {what}": 0.3}

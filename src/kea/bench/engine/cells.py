@@ -142,7 +142,7 @@ def _two_level(words: _Words, load: Load, count: int) -> Cell:
     batch = count + NUM_STRANGERS
     room = SHARED_PREFIX + NUM_GROUPS * GROUP_LEN + batch * (SHARED_OWN + load.num_steps + _STEPS_ROOM)
     name = f"tree: {count} in {NUM_GROUPS} groups under {SHARED_PREFIX}, {NUM_STRANGERS} strangers"
-    return Cell("shared", name, "shared", room, batch, SHARED_PREFIX + SHARED_OWN, arguments)
+    return Cell("shared", name, "shared", room, batch, SHARED_PREFIX + GROUP_LEN + SHARED_OWN, arguments)
 
 
 def _members(

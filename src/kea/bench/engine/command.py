@@ -37,6 +37,7 @@ EXIT_NOTHING_MEASURED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 _KV_SHARE = 0.5  # of the memory that is free, for all systems' KV together
 _KV_BYTES = 4
 _SLACK_TOKENS = 1024
+_DRAWN_BEFORE = 128
 _PEAK_ROWS = 1024
 _FOREVER_S = 7 * 86_400.0
 
@@ -243,7 +244,7 @@ def choose_cells(shape: Shape, settings: EngineSettings, num_systems: int) -> tu
 
 
 def longest(cell: Cell, load: Load) -> int:
-    """Return the tokens of a cell's longest sequence with room for what it draws and for Kea's open generations."""
+    """Return the tokens of a cell's longest sequence with room for what it draws, also while others are prefilled."""
     if cell.scenario == "arrivals":
         return max(input_len + output_len for _, input_len, output_len in load.requests) + 1
-    return cell.context + 2 * load.num_steps + 64
+    return cell.context + 2 * load.num_steps + _DRAWN_BEFORE
