@@ -53,8 +53,9 @@ LOG2_E = np.float32(1.4426950408889634)
 # Arguments of a step, in layers of one shape and window: the new rows' SLOTS [T]; PAGES, ROWS, LOWS and HIGHS as in
 # `Segments`; UNITS [N, 9]: first entry, last, place of the first page, its position, start, stop, first KV head, last,
 # place of the first partial result (-1: the result is whole). MERGED [N] rows, the BOUNDS [N + 1] of their PLACES.
+# HAS_BLIND: whether some row sees nothing.
 (SLOTS, NUM_ROWS, PAGES, NUM_PAGES, ROWS_SEEN, LOWS, HIGHS, NUM_ENTRIES, UNITS, NUM_UNITS, PAGE_TOKENS, NUM_SPARE,
- MERGED, BOUNDS, PLACES, NUM_MERGED, NUM_PLACES, NUM_STEP) = range(18)  # fmt: skip
+ MERGED, BOUNDS, PLACES, NUM_MERGED, NUM_PLACES, HAS_BLIND, NUM_STEP) = range(19)  # fmt: skip
 
 UNIT_FIELDS = 9
 
@@ -346,7 +347,7 @@ def merge(address: int, chunk: int) -> None:
 
 
 def store(address: int, chunk: int) -> None:
-    """Write the keys and values of some new rows to their slots."""
+    """Write the keys and values of some new rows to their slots; and zeros as results, where some row sees nothing."""
     a = carray(i64_at(address), NUM_LAYER)
     s = carray(i64_at(a[STEP]), NUM_STEP)
     key_size, value_size = a[NUM_KV] * a[KEY_DIM], a[NUM_KV] * a[VALUE_DIM]
@@ -360,6 +361,10 @@ def store(address: int, chunk: int) -> None:
             keys[slots[row], d] = key[row, d]
         for d in range(value_size):
             values[slots[row], d] = value[row, d]
+        if s[HAS_BLIND] != 0:
+            out = carray(f32_at(a[OUT]), (s[NUM_ROWS], a[OUT_WIDTH]))
+            for d in range(a[NUM_HEADS] * a[VALUE_DIM]):
+                out[row, d] = np.float32(0.0)
 
 
 STORE, ATTEND, MERGE = Kernel(store), Kernel(attend), Kernel(merge)

@@ -1,4 +1,6 @@
-"""The lean decoder's forward: a recorded program of kernels, on the CPU in fp32; attention between its pieces.
+"""The lean decoder's forward: a recorded program of kernels, on the CPU in fp32.
+
+Attention is a part of the program where its backend is made of such kernels, else it stands between the pieces.
 
 Owns the weights in our layout, the buffers of a step and the programs recorded for numbers of rows; one forward at a
 time. Knows no requests.
@@ -15,6 +17,8 @@ from numpy.typing import NDArray
 
 from kea.attention.base import AttentionBackend, LayerCache
 from kea.attention.jit import running_kernels
+from kea.attention.numba_cpu import NumbaAttention, NumbaPlan
+from kea.attention.numba_program import RecordedLayers
 from kea.kernels.program import TEAM, Program
 from kea.models.base import ModelFacts, StepInput
 from kea.models.hosted import allocate_cache
@@ -32,9 +36,13 @@ MAX_RECORDINGS = 256
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """The pieces of a forward; the attention of layer i is computed between pieces i and i + 1, from and to `heads`."""
+    """The pieces of a forward; the attention of layer i is computed between pieces i and i + 1, from and to `heads`.
+
+    With `attention` there is one piece, which contains it.
+    """
 
     pieces: tuple[Program, ...]
+    attention: RecordedLayers | None
     heads: tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor, F32], ...]
     logits: F32
 
@@ -78,7 +86,11 @@ class LeanDecoder:
             recording = self._recording(Shape(len(step.token_ids), len(step.logit_rows), num_threads))
             self._fill(step)
             prepared = self._backend.prepare(step.plan)
-            TEAM.run(recording.pieces[0], num_threads)
+            chunks: dict[str, int] = {}
+            if recording.attention is not None:
+                assert isinstance(prepared, NumbaPlan)
+                chunks = recording.attention.fill(prepared, cache, num_threads)
+            TEAM.run(recording.pieces[0], num_threads, **chunks)
             for index, (query, key, value, attended) in enumerate(recording.heads):
                 found = prepared.attend(self._facts.layers[index], query, key, value, cache[index])
                 width = found.shape[1] * found.shape[2]
@@ -141,6 +153,7 @@ class LeanDecoder:
 
     def _record(self, shape: Shape) -> Recording:
         recorder = Recorder(self._spec, self._facts, self._buffers, shape)
+        attention = RecordedLayers(self._facts.layers) if isinstance(self._backend, NumbaAttention) else None
         pieces: list[Program] = []
         heads = []
         result: F32 | None = None
@@ -150,17 +163,20 @@ class LeanDecoder:
             normed = recorder.rows("normed", shape.num_rows, self._spec.hidden_size)
             qkv = recorder.linear("qkv", normed, layer.qkv)
             recorder.heads(qkv, layer, index, self._phases_of(index, shape.num_rows))
-            pieces.append(recorder.piece())
             attended = recorder.attended(index)
-            query, key, value = (torch.from_numpy(part) for part in recorder.placed(index))
-            heads.append((query, key, value, attended))
+            if attention is not None:
+                recorder.operations += attention.operations(index, (*recorder.placed(index), attended))
+            else:
+                pieces.append(recorder.piece())
+                query, key, value = (torch.from_numpy(part) for part in recorder.placed(index))
+                heads.append((query, key, value, attended))
             result = self._record_rest(recorder, layer, attended)
             after = layer.after_mlp
         recorder.enter(result, (after, self._weights.final_norm), self._weights.head, last=True)
         last = recorder.rows("last", shape.num_logits, self._spec.hidden_size)
         logits = recorder.linear("logits", last, self._weights.head)
         pieces.append(recorder.piece())
-        return Recording(tuple(pieces), tuple(heads), logits)
+        return Recording(tuple(pieces), attention, tuple(heads), logits)
 
     def _record_rest(self, recorder: Recorder, layer: LayerWeights, attended: F32) -> F32:
         """The rest of a layer behind its attention; returns what is to be added to the hidden rows."""

@@ -1,0 +1,166 @@
+"""The CPU kernels' arguments: of a step, of its layers; as a program of one layer, or as operations of a larger one.
+
+Knows no plans' making, no requests, no models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kea.attention import numba_kernels as kernels
+from kea.attention.base import LayerCache, LayerSpec, StepPlan
+from kea.attention.numba_units import Units
+from kea.attention.sharing import Int64, Segments
+from kea.kernels.program import TEAM, Operation, Program
+
+F32 = NDArray[np.float32]
+PARTS = (("rows", kernels.STORE), ("units", kernels.ATTEND), ("merged", kernels.MERGE))
+
+
+class WorkKey(NamedTuple):
+    """What layers have in common that share their work's plan."""
+
+    window: int | None
+    num_kv: int
+    group: int
+
+
+def work_key(spec: LayerSpec) -> WorkKey:
+    return WorkKey(spec.window, spec.num_kv_heads, spec.num_heads // spec.num_kv_heads)
+
+
+class Work:
+    """A step's arguments for layers of one shape and window; holds what their addresses point to. Lives for a step."""
+
+    def __init__(self, plan: StepPlan, segments: Segments, units: Units) -> None:
+        self._holds = (plan, segments, units)
+        self.num_spare = units.num_spare
+        self.arguments = a = np.zeros(kernels.NUM_STEP, np.int64)
+        a[kernels.SLOTS], a[kernels.NUM_ROWS] = plan.slots.data_ptr(), len(plan.slots)
+        a[kernels.PAGES], a[kernels.NUM_PAGES] = segments.pages.ctypes.data, len(segments.pages)
+        a[kernels.ROWS_SEEN], a[kernels.NUM_ENTRIES] = segments.rows.ctypes.data, len(segments.rows)
+        a[kernels.LOWS], a[kernels.HIGHS] = segments.lows.ctypes.data, segments.highs.ctypes.data
+        a[kernels.UNITS], a[kernels.NUM_UNITS] = units.units.ctypes.data, len(units.units)
+        a[kernels.PAGE_TOKENS], a[kernels.NUM_SPARE] = plan.page_tokens, units.num_spare
+        a[kernels.MERGED], a[kernels.NUM_MERGED] = units.merged.ctypes.data, len(units.merged)
+        a[kernels.BOUNDS] = units.bounds.ctypes.data
+        a[kernels.PLACES], a[kernels.NUM_PLACES] = units.places.ctypes.data, len(units.places)
+        a[kernels.HAS_BLIND] = len(units.rows) < len(plan.slots)
+        num_rows = -(-len(plan.slots) // kernels.STORE_ROWS)
+        self.num_chunks = {"rows": num_rows, "units": len(units.units), "merged": len(units.merged)}
+
+
+class Spare:
+    """Memory for partial results; grows, and is used by one layer after the other."""
+
+    def __init__(self) -> None:
+        self._values = np.empty(0, np.float32)
+
+    def address(self, size: int) -> int:
+        if size > self._values.size:
+            self._values = np.empty(size, np.float32)
+        return int(self._values.ctypes.data)
+
+
+class Launcher:
+    """The program of one layer's attention: its arguments are written anew for each run. Lives with the backend."""
+
+    def __init__(self) -> None:
+        self._arguments = np.zeros(kernels.NUM_LAYER, np.int64)
+        self._spare = Spare()
+        self._program = Program([Operation(kernel, self._arguments, None, name) for name, kernel in PARTS])
+
+    def run(
+        self,
+        spec: LayerSpec,
+        work: Work,
+        heads: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+        memory: tuple[LayerCache, torch.Tensor | None],
+        num_threads: int,
+    ) -> None:
+        """Attend with contiguous queries, keys and values to the last of `heads`; `memory`: the cache, sink logits."""
+        cache, sinks = memory
+        a = self._arguments
+        write_shape(a, spec)
+        write_cache(a, spec, cache)
+        for field, tensor in zip((kernels.QUERY, kernels.KEY, kernels.VALUE, kernels.OUT), heads, strict=True):
+            a[field] = tensor.data_ptr()
+        a[kernels.SINKS] = 0 if sinks is None else sinks.data_ptr()
+        a[kernels.SPARE] = self._spare.address(_spare_size(spec, work))
+        a[kernels.STEP] = work.arguments.ctypes.data
+        TEAM.run(self._program, num_threads, **work.num_chunks)
+
+
+class Worked(Protocol):
+    """A prepared plan that has the kernels' arguments."""
+
+    def work_of(self, spec: LayerSpec, num_threads: int) -> Work: ...
+
+
+class RecordedLayers:
+    """The attention of a model's layers as operations of one program. Lives as long as the program."""
+
+    def __init__(self, specs: Sequence[LayerSpec]) -> None:
+        self._specs = tuple(specs)
+        self._arguments = np.zeros((len(self._specs), kernels.NUM_LAYER), np.int64)
+        self._spare = Spare()
+        self._holds: list[tuple[F32, ...]] = []
+        self._cache: tuple[LayerCache, ...] = ()
+
+    def operations(self, index: int, heads: tuple[F32, F32, F32, F32]) -> list[Operation]:
+        """Return the operations of a layer: queries, keys and values to the last of `heads`, [T, padded H * Dv]."""
+        a, spec = self._arguments[index], self._specs[index]
+        write_shape(a, spec)
+        for field, array in zip((kernels.QUERY, kernels.KEY, kernels.VALUE, kernels.OUT), heads, strict=True):
+            a[field] = array.ctypes.data
+        a[kernels.OUT_WIDTH] = heads[3].shape[1]
+        self._holds.append(heads)
+        return [Operation(kernel, a, None, f"{name} of {work_key(spec)}") for name, kernel in PARTS]
+
+    def fill(self, plan: Worked, cache: tuple[LayerCache, ...], num_threads: int) -> dict[str, int]:
+        """Write the arguments of a step; return the numbers of chunks of the operations, by name."""
+        num_chunks: dict[str, int] = {}
+        size = 0
+        for index, spec in enumerate(self._specs):
+            a, work = self._arguments[index], plan.work_of(spec, num_threads)
+            if cache is not self._cache:
+                write_cache(a, spec, cache[index])
+            a[kernels.STEP] = work.arguments.ctypes.data
+            size = max(size, _spare_size(spec, work))
+            num_chunks |= {f"{name} of {work_key(spec)}": count for name, count in work.num_chunks.items()}
+        self._cache = cache
+        self._arguments[:, kernels.SPARE] = self._spare.address(size)
+        return num_chunks
+
+
+def _spare_size(spec: LayerSpec, work: Work) -> int:
+    return work.num_spare * spec.num_heads * (spec.value_dim + 2)
+
+
+def write_shape(a: Int64, spec: LayerSpec) -> None:
+    """Write what a layer's arguments say of its shape."""
+    a[kernels.OUT_WIDTH] = spec.num_heads * spec.value_dim
+    a[kernels.NUM_HEADS], a[kernels.NUM_KV] = spec.num_heads, spec.num_kv_heads
+    a[kernels.KEY_DIM], a[kernels.VALUE_DIM] = spec.key_dim, spec.value_dim
+    a[kernels.SCALE] = np.float64(spec.scale).view(np.int64)
+    a[kernels.SOFTCAP] = np.float64(spec.softcap or 0.0).view(np.int64)
+
+
+def write_cache(a: Int64, spec: LayerSpec, cache: LayerCache) -> None:
+    """Write where a layer's cache is. The kernels do not check their indices: one of another shape must not reach
+    them."""
+    found = (tuple(cache.keys.shape[1:]), tuple(cache.values.shape[1:]))
+    expected = ((spec.num_kv_heads, spec.key_dim), (spec.num_kv_heads, spec.value_dim))
+    if found != expected:
+        raise RuntimeError(f"The layer's cache holds heads of {found}, the layer's are {expected}.")
+    if not (cache.keys.is_contiguous() and cache.values.is_contiguous()):
+        raise RuntimeError("The layer's cache is not contiguous.")
+    if {cache.keys.dtype, cache.values.dtype} != {torch.float32}:
+        raise RuntimeError(f"The layer's cache is {cache.keys.dtype}, the kernels are for torch.float32.")
+    a[kernels.KEYS], a[kernels.VALUES] = cache.keys.data_ptr(), cache.values.data_ptr()
+    a[kernels.NUM_SLOTS] = len(cache.keys)
