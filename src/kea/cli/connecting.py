@@ -57,6 +57,7 @@ def create_transport(target: Target) -> Transport:
         kv_memory_bytes=engine.kv_memory,
         max_model_len=engine.max_model_len,
         num_threads=engine.num_threads,
+        quantize=engine.quantize,
     )
     return EmbeddedTransport(lambda: _local_service(config, source.name))
 

@@ -86,6 +86,9 @@ KvMemory = Annotated[
 Dtype = Annotated[str, _engine(f"The arithmetic: {', '.join(DTYPES)}.", metavar="NAME")]
 Device = Annotated[str, _engine("auto (a GPU if there is one), cpu, cuda or cuda:N.", metavar="NAME")]
 NumThreads = Annotated[int | None, _engine("Threads of the engine on a CPU; one per core by default.", metavar="COUNT")]
+Quantize = Annotated[
+    str | None, _engine("int8: weights in 8 bits, on a CPU. Faster, and no longer exactly the model.", metavar="NAME")
+]
 Revision = Annotated[str | None, _engine("Branch, tag or commit of a Hugging Face model.", metavar="NAME")]
 TpotObjectiveMs = Annotated[
     float | None,
@@ -154,6 +157,7 @@ class EngineOptions:
     kv_memory: KvMemory = None
     max_model_len: MaxModelLen = None
     num_threads: NumThreads = None
+    quantize: Quantize = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,7 @@ def serve(
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     num_threads: options.NumThreads = None,
+    quantize: options.Quantize = None,
     revision: options.Revision = None,
     tpot_objective_ms: options.TpotObjectiveMs = None,
     num_speculative_tokens: options.NumSpeculativeTokens = 0,
@@ -115,6 +116,7 @@ def serve(
         ),
         num_threads=num_threads,
         revision=revision,
+        quantize=quantize,
     )
     server = ServerConfig(
         host=host,

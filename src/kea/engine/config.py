@@ -33,7 +33,7 @@ class EngineConfig:
 
     `kv_memory_bytes`: budget of the page pool (None: a quarter of what is free, at most what the model can use).
     `max_model_len`: tokens of one context (None: the model's own). `max_num_batched_tokens`: tokens of one step.
-    `num_threads`: of torch (None: the machine's cores).
+    `num_threads`: of torch (None: the machine's cores). `quantize`: int8 rounds the weights (None: as they are).
     """
 
     model: str
@@ -48,6 +48,7 @@ class EngineConfig:
     decoding: DecodingConfig = DecodingConfig()
     num_threads: int | None = None
     revision: str | None = None
+    quantize: str | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

@@ -89,6 +89,7 @@ class EngineCore:
             dtype=config.dtype,
             device=resolve_device(config.device),
             backend=config.backend,
+            quantize=config.quantize,
             revision=config.revision,
             max_len=config.max_model_len,
             progress=report,

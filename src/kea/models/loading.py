@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kea.errors import ModelLoadFailed
+from kea.errors import InvalidRequest, ModelLoadFailed, Unsupported
 from kea.models.base import DecoderModel, ModelFacts
 from kea.models.describing import model_name, resolve_dtype
 from kea.models.limits import Limits, read_limits
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LEAN_BACKENDS = frozenset({"auto", "numba"})
+QUANTIZATIONS = ("int8",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Order:
     """One load: where from, in which arithmetic, with what bounds. `allow_pickle` also reads non-safetensors files.
 
     `may_be_lean`: our own decoder runs the model where it covers it; transformers' code otherwise. `may_capture`: small
-    steps are captured as CUDA graphs.
+    steps are captured as CUDA graphs. `quantize`: what its matrices are rounded to, which only our decoder runs.
     """
 
     source: str
@@ -46,6 +47,7 @@ class Order:
     allow_pickle: bool
     may_be_lean: bool
     may_capture: bool
+    quantize: str | None
 
 
 def load_model(
@@ -54,6 +56,7 @@ def load_model(
     dtype: str = "auto",
     device: str = "cpu",
     backend: str = "auto",
+    quantize: str | None = None,
     revision: str | None = None,
     max_len: int | None = None,
     allow_pickle: bool = False,
@@ -65,8 +68,10 @@ def load_model(
     `dtype` auto is fp32 on a CPU, the checkpoint's own elsewhere. `max_len` bounds the context; above a longrope
     model's original length it selects the long factors for every context. `allow_pickle` also reads checkpoints that
     are not safetensors. `backend` auto and numba run covered models by our own decoder on a CPU in fp32; torch and
-    reference keep to transformers' code. `graphs`: small steps on a GPU are captured (see `CapturingDecoder`). Raises
-    `ModelLoadFailed`, `Unsupported` with the reason, or `InvalidRequest` for a parameter.
+    reference keep to transformers' code. `quantize` int8 rounds every row of the matrices to 127 steps on each side
+    of zero: half to read, no longer exactly the checkpoint's model; the proof is of the rounded one. `graphs`: small
+    steps on a GPU are captured (see `CapturingDecoder`). Raises `ModelLoadFailed`, `Unsupported` with the reason, or
+    `InvalidRequest` for a parameter.
     """
     import torch
 
@@ -78,15 +83,30 @@ def load_model(
     check_config(config)
     arithmetic: torch.dtype = getattr(torch, resolve_dtype(dtype, device, config))
     may_be_lean = backend in LEAN_BACKENDS and device == "cpu" and arithmetic == torch.float32
+    _check_quantize(quantize, may_be_lean=may_be_lean)
     may_capture = graphs and device.startswith("cuda") and attention.name == "triton"
     limits = read_limits(config, max_len)
-    order = Order(source, arithmetic, device, revision, limits, allow_pickle, may_be_lean, may_capture)
+    order = Order(source, arithmetic, device, revision, limits, allow_pickle, may_be_lean, may_capture, quantize)
     with reporting(progress) as report:
         model = _read_weights(order, config)
         report("check", 0, 1)
         decoder = _bind_and_prove(model, attention, order)
         report("check", 1, 1)
     return decoder
+
+
+def _check_quantize(quantize: str | None, *, may_be_lean: bool) -> None:
+    if quantize is None:
+        return
+    if quantize not in QUANTIZATIONS:
+        raise InvalidRequest(
+            f"quantize is {quantize!r}; it must be one of {', '.join(QUANTIZATIONS)}, or left out.", param="quantize"
+        )
+    if not may_be_lean:
+        raise Unsupported(
+            f"quantize is {quantize!r}, which runs on Kea's own decoder: on a CPU, in float32, with the backend auto.",
+            param="quantize",
+        )
 
 
 def _read_weights(order: Order, config: Any) -> Any:
@@ -133,20 +153,29 @@ def _model_class(config: Any) -> Any:
 def _bind_and_prove(model: Any, attention: AttentionBackend, order: Order) -> DecoderModel:
     from kea.models.calls import register
     from kea.models.hosted import HostedDecoder
+    from kea.models.lean import round_weights
     from kea.models.probe import discover_layers, eager_logits, prove_equal
     from kea.models.rotary import install_double_rotary
 
     register()
     with failing_as_load_error(order.source, "the layers", None):
         layers = discover_layers(model)
+        if order.quantize is not None:
+            round_weights(model)
         expected = eager_logits(model)
         install_double_rotary(model, use_long=order.limits.use_long_rope)
         if order.limits.use_long_rope:  # the model's own frequencies are the short ones, for a text this short
             expected = eager_logits(model)
         facts = _facts(model, tuple(spec for _, spec in layers), attention, order)
-        lean = _try_lean(model, facts, expected) if order.may_be_lean else None
+        lean = _try_lean(model, facts, expected, order.quantize) if order.may_be_lean else None
         if lean is not None:
             return lean
+        if order.quantize is not None:
+            raise Unsupported(
+                f"quantize is {order.quantize!r}, which runs on Kea's own decoder; that does not cover {facts.family} "
+                "models of this config.",
+                param="quantize",
+            )
         decoder = HostedDecoder(
             model,
             facts,
@@ -166,7 +195,7 @@ def _with_graphs(decoder: HostedDecoder, attention: AttentionBackend) -> Decoder
     return GraphedDecoder(decoder, attention, CudaRecorder()) if isinstance(attention, TritonAttention) else decoder
 
 
-def _try_lean(model: Any, facts: ModelFacts, expected: torch.Tensor) -> DecoderModel | None:
+def _try_lean(model: Any, facts: ModelFacts, expected: torch.Tensor, quantize: str | None) -> DecoderModel | None:
     """Return our own decoder of a covered model, proven equal; None where it is not covered or not equal."""
     from kea.attention import create_backend
     from kea.models.lean import LeanDecoder, fuse_weights, try_read_spec
@@ -178,7 +207,7 @@ def _try_lean(model: Any, facts: ModelFacts, expected: torch.Tensor) -> DecoderM
     if spec is None or rotary is None:
         return None
     backend = create_backend("numba")
-    weights = fuse_weights(model, spec)
+    weights = fuse_weights(model, spec, quantize=quantize is not None)
     decoder = LeanDecoder(spec, weights, replace(facts, backend=backend.name), backend, rotary=rotary.sets)
     try:
         prove_equal(decoder, expected)

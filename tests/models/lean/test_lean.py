@@ -14,9 +14,10 @@ import torch
 import transformers
 
 from kea.attention import Run
+from kea.errors import InvalidRequest, KeaError, Unsupported
 from kea.models import DecoderModel, StepInput, load_model
 from kea.models.hosted import HostedDecoder
-from kea.models.lean import LeanDecoder, try_read_spec
+from kea.models.lean import LeanDecoder, round_weights, try_read_spec
 from kea.models.lean import spec as spec_module
 from tests.models.families import COMMON, FAMILIES, VOCAB_SIZE, build_model, save_model
 from tests.models.paging import build_step, run_paged
@@ -135,6 +136,39 @@ def test_weights_that_are_not_16_bit_values_stay_whole(family_path: FamilyPath) 
     lean, _ = both(family_path("llama"))
     assert isinstance(lean, LeanDecoder)
     assert lean.weight_dtypes == {"float32"}
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "phi3", "qwen2"])
+def test_int8_weights_run_as_the_model_rounded_alike(name: str, family_path: FamilyPath) -> None:
+    lean = load_model(family_path(name), quantize="int8")
+    assert isinstance(lean, LeanDecoder)
+    assert lean.weight_dtypes == {"int8"}
+    rounded = load_model(family_path(name), backend="torch")
+    assert isinstance(rounded, HostedDecoder)
+    texts = [random_text(length, length) for length in (90, 3)]
+    exact = run_paged(rounded, texts, max_chunk=100)
+    round_weights(rounded._model)
+    for max_chunk in (1, 100):
+        ours, theirs = (run_paged(model, texts, max_chunk=max_chunk) for model in (lean, rounded))
+        assert all((a - b).abs().max() < TOLERANCE for a, b in zip(ours, theirs, strict=True))
+    assert all((a - b).abs().max() > TOLERANCE for a, b in zip(ours, exact, strict=True)), "nothing was rounded"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error"),
+    [
+        ("llama", {"quantize": "int4"}, InvalidRequest),
+        ("llama", {"quantize": "int8", "backend": "torch"}, Unsupported),
+        ("llama", {"quantize": "int8", "dtype": "bfloat16"}, Unsupported),
+        ("gpt_neox", {"quantize": "int8"}, Unsupported),
+    ],
+)
+def test_where_int8_does_not_run_it_is_refused_by_name(
+    name: str, options: dict[str, Any], error: type[KeaError], family_path: FamilyPath
+) -> None:
+    with pytest.raises(error, match="quantize is") as caught:
+        load_model(family_path(name), **options)
+    assert caught.value.param == "quantize"
 
 
 def test_a_model_that_the_table_gets_wrong_falls_back_with_a_warning(

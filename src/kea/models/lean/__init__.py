@@ -2,6 +2,6 @@
 
 from kea.models.lean.decoder import LeanDecoder
 from kea.models.lean.spec import DecoderSpec, try_read_spec
-from kea.models.lean.weights import fuse_weights
+from kea.models.lean.weights import fuse_weights, round_weights
 
-__all__ = ["DecoderSpec", "LeanDecoder", "fuse_weights", "try_read_spec"]
+__all__ = ["DecoderSpec", "LeanDecoder", "fuse_weights", "round_weights", "try_read_spec"]

@@ -80,6 +80,15 @@ def fuse_weights(model: Any, spec: DecoderSpec, *, quantize: bool = False) -> De
         )
 
 
+def round_weights(model: Any) -> None:
+    """Give the matrices of a transformers model the values that they have as int8, so that it can prove these."""
+    matrices = {model.get_input_embeddings(), *(m for m in model.modules() if isinstance(m, torch.nn.Linear))}
+    with torch.no_grad():
+        for weight in {matrix.weight for matrix in matrices}:
+            packed = pack_matrix(weight.detach().contiguous().numpy(), quantize=True)
+            weight.copy_(torch.from_numpy(packed.rows(np.arange(packed.num_columns))))
+
+
 def _stacked(parts: Sequence[torch.Tensor], *, quantize: bool) -> PanelMatrix:
     """Pack matrices, one below the other."""
     return pack_matrix(torch.cat([part.detach() for part in parts]).contiguous().numpy(), quantize=quantize)
