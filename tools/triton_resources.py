@@ -1,7 +1,8 @@
 """Compiles the attention kernels for a Hopper GPU, which needs none, and prints what each takes of it.
 
-`python -m tools.triton_resources [H:KV:DK:DV]...`: per head shape, arithmetic and kind of block, one line with its
-tile, shared memory in bytes, registers per thread, products on tensor cores (wgmma, mma) and bytes spilled per thread.
+`python -m tools.triton_resources [H:KV:DK:DV]...`: per head shape, arithmetic and kernel (attention over narrow and
+wide blocks, writing the cache, merging parts) one line with its tile, shared memory in bytes, registers per thread,
+products on tensor cores (wgmma, mma) and bytes spilled per thread.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -18,7 +20,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kea.attention.base import LayerSpec
-from kea.attention.triton_kernels import attend_items
+from kea.attention.triton_kernels import attend_items, merge_parts, write_cache
+from kea.attention.triton_launch import MERGE_BLOCK
 from kea.attention.triton_tiles import Machine, Tile, block_dim, narrow_tile, wide_tile
 
 HOPPER = Machine(num_processors=132, is_large=True, is_interpreted=False)
@@ -26,24 +29,31 @@ TARGET = GPUTarget("cuda", 90, 32)
 NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 DEFAULT_SHAPES = ("32:8:128:128", "32:8:64:64", "16:16:192:128", "8:4:256:256")
 FLOATS = ("part_out", "part_lse", "turns")
-INDICES = ("items", "entries", "tables")
+INDICES = ("items", "entries", "tables", "merges")
+PLAIN = Tile(1, 1, 4, 1)  # of a kernel without products
 
 
 def main(arguments: list[str]) -> int:
-    print("heads dtype block tile smem_bytes registers wgmma mma spilled_bytes")
+    print("heads dtype kernel tile smem_bytes registers wgmma mma spilled_bytes")
     for shape in arguments or DEFAULT_SHAPES:
         heads, kv_heads, key_dim, value_dim = map(int, shape.split(":"))
         spec = LayerSpec(heads, kv_heads, key_dim, value_dim, key_dim**-0.5)
         for dtype, name in NAMES.items():
             for block, choose in (("narrow", narrow_tile), ("wide", wide_tile)):
-                print(shape, name, block, *describe(spec, name, choose(spec, dtype, HOPPER)))
+                tile = choose(spec, dtype, HOPPER)
+                print(shape, name, block, *describe(attend_items, attend_constants(spec, tile), name, tile))
+            dims = {"VALUE_DIM": spec.value_dim, "BLOCK_V": block_dim(spec.value_dim)}
+            keys = {"KEY_DIM": spec.key_dim, "BLOCK_K": block_dim(spec.key_dim), "BLOCK_H": 1}
+            print(shape, name, "write", *describe(write_cache, dims | keys, name, PLAIN))
+            merge = dims | {"BLOCK_P": MERGE_BLOCK, "HAS_SINKS": True}
+            print(shape, name, "merge", *describe(merge_parts, merge, name, PLAIN))
     return 0
 
 
-def describe(spec: LayerSpec, dtype: str, tile: Tile) -> tuple[str, int, int, int, int, int]:
-    """Return the tile, and what its kernel takes."""
+def describe(kernel: Any, constants: dict[str, Any], dtype: str, tile: Tile) -> tuple[str, int, int, int, int, int]:
+    """Return the tile, and what the kernel takes with it."""
     compiled = triton.compile(
-        _source(spec, dtype, tile),
+        _source(kernel, constants, dtype),
         target=TARGET,
         options={"num_warps": tile.num_warps, "num_stages": tile.num_stages},
     )
@@ -53,18 +63,21 @@ def describe(spec: LayerSpec, dtype: str, tile: Tile) -> tuple[str, int, int, in
     return shape, compiled.metadata.shared, registers, ptx.count("wgmma.mma_async"), ptx.count("mma.sync"), spilled
 
 
-def _source(spec: LayerSpec, dtype: str, tile: Tile) -> ASTSource:
-    constants = {
+def attend_constants(spec: LayerSpec, tile: Tile) -> dict[str, Any]:
+    return {
         "GROUP": spec.num_heads // spec.num_kv_heads, "KEY_DIM": spec.key_dim, "VALUE_DIM": spec.value_dim, "PAGE": 16,
         "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n,
         "BLOCK_K": block_dim(spec.key_dim), "BLOCK_V": block_dim(spec.value_dim),
         "HAS_SOFTCAP": False, "HAS_SINKS": False, "PRECISION": "ieee",
         "TURN_DIMS": 0, "TURN_FIRST": 0, "TURN_PAIRS": False,
     }  # fmt: skip
-    names = attend_items.arg_names
+
+
+def _source(kernel: Any, constants: dict[str, Any], dtype: str) -> ASTSource:
+    names = kernel.arg_names
     signature = {name: _type_of(name, dtype) if name not in constants else "constexpr" for name in names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n].startswith(("*", "i"))}
-    return ASTSource(attend_items, signature, {(names.index(n),): value for n, value in constants.items()}, aligned)
+    return ASTSource(kernel, signature, {(names.index(n),): value for n, value in constants.items()}, aligned)
 
 
 def _type_of(name: str, dtype: str) -> str:
@@ -72,6 +85,8 @@ def _type_of(name: str, dtype: str) -> str:
         return "*fp32"
     if name in INDICES:
         return "*i32"
+    if name == "slots":
+        return "*i64"
     if name in {"factor", "softcap"}:
         return "fp32"
     return f"*{dtype}" if "_" not in name else "i32"

@@ -258,6 +258,6 @@ def test_the_compiler_for_hopper_takes_the_kernels_without_spilling_registers() 
     result = run_without_interpreter("-m", "tools.triton_resources", "32:8:128:128")
     assert result.returncode == 0, result.stderr
     rows = [line.split() for line in result.stdout.splitlines()[1:]]
-    assert len(rows) == 4
+    assert len(rows) == 8
     spilled = {tuple(row[:3]): int(row[-1]) for row in rows}
     assert set(spilled.values()) == {0}, spilled

@@ -36,7 +36,7 @@ from kea.engine.contexts import ContextTable
 from kea.engine.draft import StepWork, WorkItem
 from kea.engine.generation import GenerationState
 from kea.engine.latency import LatencyModel
-from kea.engine.machine import free_memory_bytes, resolve_device, set_num_threads
+from kea.engine.machine import free_memory_bytes, resolve_device, set_num_threads, use_device
 from kea.engine.rows import Rows, score_prompt, select_rows
 from kea.engine.runner import Runner
 from kea.engine.sampling import Drawn, Sampler, SamplingRow
@@ -83,11 +83,13 @@ class EngineCore:
         `InvalidRequest`.
         """
         set_num_threads(config.num_threads)
+        device = resolve_device(config.device)
+        use_device(device)
         tokenizer = Tokenizer.load(config.model, revision=config.revision)
         model = load_model(
             config.model,
             dtype=config.dtype,
-            device=resolve_device(config.device),
+            device=device,
             backend=config.backend,
             quantize=config.quantize,
             revision=config.revision,

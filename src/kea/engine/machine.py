@@ -26,6 +26,12 @@ def resolve_device(device: str) -> str:
     return "cuda:0" if device == "cuda" else device
 
 
+def use_device(device: str) -> None:
+    """Have what this thread launches go to `device`: kernels of our own take the thread's GPU, not their tensors'."""
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+
+
 def free_memory_bytes(device: str) -> int:
     """Return the bytes that can be allocated on a device ("cpu", "cuda:0") without displacing anything."""
     if device.startswith("cuda"):
