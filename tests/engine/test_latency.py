@@ -162,6 +162,20 @@ def test_the_error_is_of_predictions_made_before_the_measurement() -> None:
     assert model.snapshot().median_error_ratio == pytest.approx(abs(predicted - 0.020) / 0.020)
 
 
+def test_the_margin_is_how_late_most_steps_were() -> None:
+    model, machine = LatencyModel(), Machine()
+    assert model.margin == 1.0
+    train(model, machine, 300, exact)
+    assert model.margin == pytest.approx(1.0, abs=0.01)
+    shape = StepShape(0, 8, 4000)
+    for _ in range(10):
+        model.observe(shape, 1.2 * machine.seconds(shape))
+    assert 1.0 < model.margin <= 1.21
+    for _ in range(40):
+        model.observe(shape, 0.5 * model.predict(shape))
+    assert model.margin == 1.0
+
+
 def test_before_anything_is_observed_nothing_is_known() -> None:
     model = LatencyModel()
     assert model.predict(StepShape(5, 1, 5)) == 0.0

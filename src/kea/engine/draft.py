@@ -109,6 +109,7 @@ class Draft:
         if objective is None or self.num_decodes == 0:
             return most
         others = [item for item in self.items.values() if item.context is not context]
+        objective /= self._latency.margin
         room = self._latency.max_prefill_tokens(shape_of(others), objective, context.pages.num_computed)
         is_first = len(others) <= self.num_decodes
         return min(most, max(room, self._limits.page_tokens if is_first else 0))

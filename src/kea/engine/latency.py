@@ -35,6 +35,7 @@ _TRUSTED_SAMPLES = 20
 _MAX_SURPRISE = 1.5
 _NUM_SURPRISES = 5
 _RIDGE = 1e-5
+_MARGIN_STEPS = 32
 
 
 class LatencyModel:
@@ -47,6 +48,7 @@ class LatencyModel:
         self._weights = np.zeros(num_kinds)  # how many steps of each kind are remembered
         self._coefficients = np.zeros(_NUM_FEATURES)
         self._errors: deque[float] = deque(maxlen=_WINDOW)
+        self._ratios: deque[float] = deque(maxlen=_MARGIN_STEPS)
         self._num_samples = 0
         self._surprises = 0  # in a row: positive for steps slower than predicted, negative for faster ones
 
@@ -57,6 +59,7 @@ class LatencyModel:
         predicted = self.predict(shape)
         if predicted > 0.0:
             self._errors.append(abs(predicted - seconds) / seconds)
+            self._ratios.append(seconds / predicted)
         features = _features(shape)
         row = features / self._moderate(predicted, seconds)
         kind = _kind(shape)
@@ -87,6 +90,17 @@ class LatencyModel:
         # per_pair / 2 * n^2 + slope * n = room, solved so that per_pair = 0 needs no case of its own
         num_tokens = 2.0 * room / (slope + math.sqrt(slope * slope + 2.0 * per_pair * room))
         return min(NO_LIMIT, int(num_tokens))
+
+    @property
+    def margin(self) -> float:
+        """By how much steps took longer than predicted lately, but for the slowest quarter: 1.1 for 10 %; at least 1.
+
+        At most what a lone outlier is taken for.
+        """
+        if not self._ratios:
+            return 1.0
+        ratio = sorted(self._ratios)[(3 * len(self._ratios) - 1) // 4]
+        return min(_MAX_SURPRISE, max(1.0, ratio))
 
     def sequence_s(self, context_len: int) -> float:
         """Return the seconds that one more sequence of `context_len` tokens adds to a step; 0 while unknown."""
