@@ -71,6 +71,13 @@ def test_the_machine_is_measured_beside_every_cell() -> None:
     assert {name: sorted(found) for name, found in rounds.bounds.items()} == {"x": [0, 1], "y": [0, 1]}
 
 
+def test_of_two_moments_the_better_rate_is_the_bound() -> None:
+    rates = iter([3.0, 1.0, 2.0, 5.0])
+    machine = FakeSystem("machine", [], lambda _: Answer({"read": {"f32": next(rates)}}))
+    rounds = run_rounds(course(cell("x")), [FakeSystem("a", [])], machine, Unseen())
+    assert [found["read"]["f32"] for found in rounds.bounds["x"].values()] == [3.0, 5.0]
+
+
 def test_own_cells_are_measured_on_kea_alone() -> None:
     asked: list[tuple[str, str]] = []
     systems = [FakeSystem(name, asked) for name in ("kea f32", "other f32")]

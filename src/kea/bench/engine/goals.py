@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from kea.bench.base import Show
 from kea.bench.engine.base import Precision
-from kea.bench.engine.cells import ALONE, GROUP_LEN, NUM_GROUPS, NUM_STRANGERS, SHARED_OWN, SHARED_PREFIX, Cell
+from kea.bench.engine.cells import ALONE, SHARED_PREFIX, Cell
 from kea.bench.engine.figures import (
     PRODUCT,
     Measured,
@@ -28,7 +28,6 @@ from kea.bench.engine.figures import (
 from kea.bench.statistics import spell_slo
 
 GOAL_SHAPE, SMALL_SHAPE = "100m", "stories260k"
-PAGE_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +143,7 @@ def _shared(measured: Measured) -> Iterator[Show]:
                     Goal(0.6),
                 )
             if kind in ("shared", "tree"):
-                yield _kv_once(measured, ours, cell, is_tree=kind == "tree")
+                yield _kv_once(measured, ours, cell)
 
 
 def _prefix_share(measured: Measured, cell: Cell, seconds: dict[int, float]) -> Spread | None:
@@ -156,19 +155,11 @@ def _prefix_share(measured: Measured, cell: Cell, seconds: dict[int, float]) -> 
     return try_spread(ratios(bound, {key: value for key, value in seconds.items() if value > 0}))
 
 
-def _kv_once(measured: Measured, ours: _Label, cell: Cell, *, is_tree: bool) -> Show:
-    """Compare the tokens of the pages in use with those of a prefix that is held once, pages rounded up."""
-    steps = [len(values) for values in values_of(measured, ours.label, cell.name, "step_s").values()]
-    most_steps = max(steps, default=0) + 4  # drawn before, and the first token
-    own = -(-(SHARED_OWN + most_steps) // PAGE_TOKENS) + 1
-    once = (SHARED_PREFIX + (NUM_GROUPS * GROUP_LEN if is_tree else 0)) // PAGE_TOKENS + 1 + cell.batch * own
-    if is_tree:
-        once += NUM_STRANGERS
-    held = [
-        value[0] / (once * PAGE_TOKENS) for value in values_of(measured, ours.label, cell.name, "kv_tokens").values()
-    ]
+def _kv_once(measured: Measured, ours: _Label, cell: Cell) -> Show:
+    """Compare the pages in use with those that the same contexts need when what they share is held once."""
+    held, once = (_firsts(measured, ours.label, cell.name, key) for key in ("kv_tokens", "kv_once_tokens"))
     name = f"{cell.name}: {ours.label}, KV held over KV with the prefix once"
-    return _row(measured, name, try_spread(held), "x", Goal(1.0, is_most=True))
+    return _row(measured, name, try_spread(ratios(held, once)), "x", Goal(1.0, is_most=True))
 
 
 def _own(measured: Measured) -> Iterator[Show]:

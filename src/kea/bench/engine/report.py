@@ -65,7 +65,7 @@ def _samples(measured: Measured) -> Iterator[Sample]:
 
 
 def _other_samples(label: str, cell: str, answers: list[Answer]) -> Iterator[Sample]:
-    for key, unit in (("kv_tokens", "tokens"), ("median_error_ratio", "ratio")):
+    for key, unit in (("kv_tokens", "tokens"), ("kv_once_tokens", "tokens"), ("median_error_ratio", "ratio")):
         values = tuple(float(answer.values[key]) for answer in answers if answer.values.get(key) is not None)
         if values:
             yield Sample(key, label, unit, values, cell)

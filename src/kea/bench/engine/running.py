@@ -73,6 +73,7 @@ def run_rounds(course: Course, systems: Sequence[System], machine: System | None
                     if result is not None:
                         rounds.results.setdefault((system.label, cell.name), {})[round_idx] = result
                         time.sleep(course.settle_s)
+                _measure_bounds(course, cell, round_idx, machine, rounds)
     except KeyboardInterrupt:
         rounds.was_interrupted = True
     return rounds
@@ -95,7 +96,16 @@ def _measure_bounds(course: Course, cell: Cell, round_idx: int, machine: System 
         return
     answer = machine.ask(Order("bounds", {"rows": course.bound_rows}), course.cell_timeout_s)
     if isinstance(answer, Answer):
-        rounds.bounds.setdefault(cell.name, {})[round_idx] = answer.values
+        found = rounds.bounds.setdefault(cell.name, {})
+        found[round_idx] = better(found.get(round_idx, {}), answer.values)
+
+
+def better(left: Rates, right: Rates) -> Rates:
+    """Return the higher of every rate: of two moments beside a cell, the one in which less else ran."""
+    return {
+        kind: {name: max(rate, left.get(kind, {}).get(name, rate)) for name, rate in rates.items()}
+        for kind, rates in right.items()
+    }
 
 
 def rotate(items: Iterable[T], first: int) -> list[T]:

@@ -27,6 +27,7 @@ class Driver:
     def __init__(self) -> None:
         self._core: EngineCore | None = None
         self._ids = itertools.count(1)
+        self._drawn: list[int] = []  # tokens of each context of the last measurement
 
     @property
     def core(self) -> EngineCore:
@@ -80,10 +81,14 @@ class Driver:
             for _ in range(warmups):
                 step()
             times = [step() for _ in range(steps)]
-            memory = self.core.snapshot().memory
-            tokens = memory.num_used * self.core.info.page_tokens
+            memory, size = self.core.snapshot().memory, self.core.info.page_tokens
         self.core.handle(ClearCache())
-        return {"step_s": times, "kv_tokens": tokens}
+        heads = [len(prefix), *(len(prefix) + len(tokens) for tokens in groups)]
+        lengths = [len(prompt) + drawn for prompt, drawn in zip(whole, self._drawn, strict=True)]
+        num_pages = heads[0] // size + sum(head // size - heads[0] // size for head in heads[1:])
+        owners = [heads[1 + group] for group, _ in prompts] + [0] * len(strangers)
+        num_pages += sum(-(-length // size) - head // size for length, head in zip(lengths, owners, strict=True))
+        return {"step_s": times, "kv_tokens": memory.num_used * size, "kv_once_tokens": num_pages * size}
 
     def overhead(self, prompts: list[list[int]], steps: int, warmups: int) -> dict[str, Any]:
         """Time steps, and within them the model's forward pass and the sampler."""
@@ -147,21 +152,26 @@ class Driver:
         """Bring a context for each prompt to its first token; gives a function that runs and times one step of all."""
         tenants = tenants or [""] * len(prompts)
         begun = [self._begin(prompt, _SLACK, tenant) for prompt, tenant in zip(prompts, tenants, strict=True)]
-        waiting = {generation_id for _, generation_id in begun}
-        while waiting:
-            waiting -= {one.generation_id for one in self._step()}
+        counts = {generation_id: 0 for _, generation_id in begun}
 
         def step() -> float:
             started = time.perf_counter()
             generated = self._step()
             seconds = time.perf_counter() - started
-            if len(generated) != len(prompts):
+            for one in generated:
+                counts[one.generation_id] += len(one.chunk.token_ids)
+            if is_measuring and len(generated) != len(prompts):
                 raise RuntimeError(f"a step gave {len(generated)} tokens for {len(prompts)} contexts")
             return seconds
 
+        is_measuring = False
+        while not all(counts.values()):
+            step()
+        is_measuring = True
         try:
             yield step
         finally:
+            self._drawn = list(counts.values())
             for context_id, _ in begun:
                 self.core.handle(Free(context_id))
             while self.core.has_work:

@@ -91,7 +91,7 @@ class Driver:
                 context.append(num_members + index, tokens)
                 lengths.append(len(tokens))
             times = context.step(lengths, warmups + steps)
-        return {"step_s": times[warmups:], "kv_tokens": room - (num_members + len(strangers)) * 8}
+        return {"step_s": times[warmups:]}
 
     def warm(self, prompt: list[int]) -> dict[str, Any]:
         raise NotImplementedError("its library has no prefix cache of its own: the caller keeps sequences")
