@@ -205,9 +205,9 @@ class EngineCore:
             if item not in result.unsound:
                 self._batcher.complete(item)
         now = self._clock()
-        self._count(work, now - started)
         self._fail(result.unsound, EngineFault("The model computed numbers that are not finite."))
         self._take_all(result, now)
+        self._count(work, self._clock() - started)
         for item in work.items:
             if item.context.generation is None and item.context.num_pending <= 0:
                 self._batcher.wake(item.context)
