@@ -220,6 +220,19 @@ def test_one_static_plan_runs_one_step_after_the_other() -> None:
         assert torch.equal(output[num_rows:], torch.zeros_like(output[num_rows:]))
 
 
+def test_partial_results_are_aligned_whatever_their_number() -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from kea.attention.triton_state import DeviceState
+
+    state, spec = DeviceState(torch.device("cpu")), LayerSpec(7, 7, 16, 24, 1.0)
+    for num_parts in (1, 2, 3, 5, 1, 64):
+        parts = state.parts(num_parts, spec).of_layer(num_parts, spec)
+        assert parts.lse.numel() == num_parts * 7
+        assert parts.outputs.numel() == num_parts * 7 * 24
+        assert parts.outputs.storage_offset() % 4 == 0
+        assert parts.outputs.storage_offset() >= parts.lse.numel()
+
+
 def test_a_step_that_does_not_fit_changes_nothing() -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
     base = replace(random_case(8, num_sequences=2), sinks=None)

@@ -6,7 +6,7 @@ import torch
 
 from kea.attention.base import LayerSpec
 from kea.attention.sharing import SharingPlanner
-from kea.attention.staging import Staging
+from kea.attention.staging import ALIGNMENT, Staging
 from kea.attention.triton_launch import Parts
 from kea.attention.triton_tiles import read_machine
 from kea.attention.triton_work import WorkKey
@@ -30,7 +30,7 @@ class DeviceState:
 
     def parts(self, num_parts: int, spec: LayerSpec) -> PartsMemory:
         """Return memory for so many partial results of the layer, which any other layer uses too."""
-        size = num_parts * spec.num_heads * (spec.value_dim + 1)
+        size = aligned(num_parts * spec.num_heads * (spec.value_dim + 1)) + ALIGNMENT
         if self._flat.numel() < size:
             self._flat = torch.empty(size, device=self._device)
         return PartsMemory(self._flat)
@@ -45,4 +45,10 @@ class PartsMemory:
     def of_layer(self, num_parts: int, spec: LayerSpec) -> Parts:
         """Return the room for a layer's parts: log-sum-exps, then outputs."""
         num_lse = num_parts * spec.num_heads
-        return Parts(self._flat[num_lse : num_lse * (spec.value_dim + 1)], self._flat[:num_lse])
+        first = aligned(num_lse)
+        return Parts(self._flat[first : first + num_lse * spec.value_dim], self._flat[:num_lse])
+
+
+def aligned(count: int) -> int:
+    """Return the next multiple of 16 bytes, in floats: Triton compiles a kernel anew for pointers less aligned."""
+    return -(-count // ALIGNMENT) * ALIGNMENT
