@@ -103,20 +103,10 @@ def place_heads(
 
 
 @compiled()
-def activate(x: F32, out: F32, tanh: bool) -> None:
-    """Write act(gate) * up of rows [M, 2 I] = gate, up to `out` [M, I]: SiLU, or GELU by tanh.
-
-    Both are gate / (1 + exp(-z)): z is the gate itself, or twice the argument of tanh.
-    """
-    size = out.shape[1]
+def activate(gate: F32, up: F32, out: F32, tanh: bool) -> None:
+    """Write act(gate) * up, as `kea.kernels.gates` does for whole vectors."""
     one = np.float32(1.0)
-    for m in range(x.shape[0]):
-        gate, up, row = x[m, :size], x[m, size:], out[m]
-        if tanh:
-            for i in range(size):
-                g = gate[i]
-                z = np.float32(1.5957691216) * (g + np.float32(0.044715) * g * g * g)
-                row[i] = g / (one + exp(-z)) * up[i]
-        else:
-            for i in range(size):
-                row[i] = gate[i] / (one + exp(-gate[i])) * up[i]
+    for i in range(out.shape[0]):
+        g = gate[i]
+        z = np.float32(1.5957691216) * (g + np.float32(0.044715) * g * g * g) if tanh else g
+        out[i] = g / (one + exp(-z)) * up[i]

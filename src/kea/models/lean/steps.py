@@ -9,10 +9,12 @@ import numpy as np
 from numba import carray, njit
 from numpy.typing import NDArray
 
+from kea.kernels.gates import gate_vectors
 from kea.kernels.machine import bits_of_float, f32_at, float_of_bits, i64_at, number_at, u16_at
 from kea.kernels.panels import BLOCK_ROWS, BLOCK_STEP_BYTES, SPLITS
 from kea.kernels.program import Kernel
 from kea.kernels.tiles import TILE_BYTES, TILE_DEPTH, TILE_ROWS
+from kea.kernels.vectors import WIDTH as LANES
 from kea.models.lean.kernels import activate, normalise, place_heads
 
 F32 = NDArray[np.float32]
@@ -122,9 +124,13 @@ def gate(address: int, chunk: int) -> None:
     count = min(CHUNK_ROWS, a[G_ROWS] - first)
     both = carray(f32_at(a[BOTH] + 4 * first * a[BOTH_WIDTH]), (count, a[BOTH_WIDTH]))
     gated = carray(f32_at(a[GATED] + 4 * first * a[GATED_WIDTH]), (count, a[GATED_WIDTH]))
-    activate(both[:, : 2 * a[SIZE]], gated[:, : a[SIZE]], a[TANH] != 0)
-    if a[G_TILES] != 0:
-        for m in range(count):
+    size, tanh = a[SIZE], a[TANH] != 0
+    whole = size // LANES * LANES
+    for m in range(count):
+        at, to = a[BOTH] + 4 * (first + m) * a[BOTH_WIDTH], a[GATED] + 4 * (first + m) * a[GATED_WIDTH]
+        gate_vectors(at, at + 4 * size, to, whole // LANES, tanh)
+        activate(both[m, whole:size], both[m, size + whole : 2 * size], gated[m, whole:size], tanh)
+        if a[G_TILES] != 0:
             cut_row(gated[m], first + m, a[G_TILES])
 
 
