@@ -113,7 +113,9 @@ class Runner:
         return [table[position // size] * size + position % size for position in range(item.start, item.end)]
 
     def _tensors(self, *parts: Sequence[int]) -> tuple[torch.Tensor, ...]:
-        """Return the parts on the device, sent in one transfer."""
+        """Return the parts on the device, sent in one transfer where that is another one."""
+        if self._model.facts.device == "cpu":
+            return tuple(torch.from_numpy(np.array(part, dtype=np.int64)) for part in parts)
         joined = np.array(list(itertools.chain.from_iterable(parts)), dtype=np.int64)
         sent = send(joined, torch.device(self._model.facts.device))
         stops = itertools.accumulate(map(len, parts))
