@@ -111,21 +111,24 @@ class Driver:
         """Serve requests `(offset_s, prompt, output_len)` at their times; return the latencies of each."""
         self.core.handle(ClearCache())
         marks: dict[int, list[float]] = {}
-        owners: dict[int, int] = {}
+        owners: dict[int, tuple[int, int]] = {}
         waiting = sorted(range(len(requests)), key=lambda index: requests[index][0])
         started = time.perf_counter()
         while waiting or self.core.has_work:
             now = time.perf_counter() - started
             while waiting and requests[waiting[0]][0] <= now:
                 index = waiting.pop(0)
-                generation_id = self._begin(requests[index][1], requests[index][2])[1]
-                owners[generation_id], marks[index] = index, []
+                context_id, generation_id = self._begin(requests[index][1], requests[index][2])
+                owners[generation_id], marks[index] = (index, context_id), []
             if not self.core.has_work:
                 time.sleep(max(0.0, min(requests[waiting[0]][0] - now, 0.005)))
                 continue
             for generated in self._step():
                 at = time.perf_counter() - started
-                marks[owners[generated.generation_id]] += [at] * len(generated.chunk.token_ids)
+                index, context_id = owners[generated.generation_id]
+                marks[index] += [at] * len(generated.chunk.token_ids)
+                if generated.chunk.finish is not None:
+                    self.core.handle(Free(context_id))
         return {"requests": [_latencies(requests[index], marks[index]) for index in range(len(requests))]}
 
     def unloaded(self, requests: list[Request]) -> dict[str, Any]:
@@ -137,11 +140,14 @@ class Driver:
         self.core.handle(ClearCache())
         before = self.core.snapshot().latency.num_samples
         left = list(prompts)
-        running: set[int] = set()
+        running: dict[int, int] = {}
         while left or running:
             while left and len(running) < num_running:
-                running.add(self._begin(left.pop(), output_len)[1])
-            running -= {one.generation_id for one in self._step() if one.chunk.finish is not None}
+                context_id, generation_id = self._begin(left.pop(), output_len)
+                running[generation_id] = context_id
+            for one in self._step():
+                if one.chunk.finish is not None:
+                    self.core.handle(Free(running.pop(one.generation_id)))
         latency = self.core.snapshot().latency
         return {"median_error_ratio": latency.median_error_ratio, "num_steps": latency.num_samples - before}
 
@@ -179,10 +185,12 @@ class Driver:
 
     def _time_to_token(self, prompt: list[int]) -> float:
         started = time.perf_counter()
-        self._begin(prompt, 1)
+        context_id, _ = self._begin(prompt, 1)
         while not self._step():
             pass
-        return time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        self.core.handle(Free(context_id))  # its full pages stay in the prefix cache
+        return seconds
 
     def _begin(self, prompt: list[int], output_len: int, tenant: str = "") -> tuple[int, int]:
         context_id, generation_id = next(self._ids), next(self._ids)
