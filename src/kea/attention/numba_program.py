@@ -111,6 +111,10 @@ class RecordedLayers:
         self._spare = Spare()
         self._holds: list[tuple[F32, ...]] = []
         self._cache: tuple[LayerCache, ...] = ()
+        self._kinds: dict[WorkKey, list[int]] = {}
+        for index, spec in enumerate(self._specs):
+            self._kinds.setdefault(work_key(spec), []).append(index)
+        self._names = {kind: {name: f"{name} of {kind}" for name, _ in PARTS} for kind in self._kinds}
 
     def operations(self, index: int, heads: tuple[F32, F32, F32, F32]) -> list[Operation]:
         """Return the operations of a layer: queries, keys and values to the last of `heads`, [T, padded H * Dv]."""
@@ -120,20 +124,22 @@ class RecordedLayers:
             a[field] = array.ctypes.data
         a[kernels.OUT_WIDTH] = heads[3].shape[1]
         self._holds.append(heads)
-        return [Operation(kernel, a, None, f"{name} of {work_key(spec)}") for name, kernel in PARTS]
+        names = self._names[work_key(spec)]
+        return [Operation(kernel, a, None, names[name]) for name, kernel in PARTS]
 
     def fill(self, plan: Worked, cache: tuple[LayerCache, ...], num_threads: int) -> dict[str, int]:
         """Write the arguments of a step; return the numbers of chunks of the operations, by name."""
+        if cache is not self._cache:
+            for index, spec in enumerate(self._specs):
+                write_cache(self._arguments[index], spec, cache[index])
+            self._cache = cache
         num_chunks: dict[str, int] = {}
         size = 0
-        for index, spec in enumerate(self._specs):
-            a, work = self._arguments[index], plan.work_of(spec, num_threads)
-            if cache is not self._cache:
-                write_cache(a, spec, cache[index])
-            a[kernels.STEP] = work.arguments.ctypes.data
-            size = max(size, _spare_size(spec, work))
-            num_chunks |= {f"{name} of {work_key(spec)}": count for name, count in work.num_chunks.items()}
-        self._cache = cache
+        for kind, indices in self._kinds.items():
+            work = plan.work_of(self._specs[indices[0]], num_threads)
+            self._arguments[indices, kernels.STEP] = work.arguments.ctypes.data
+            size = max(size, *(_spare_size(self._specs[index], work) for index in indices))
+            num_chunks |= {self._names[kind][name]: count for name, count in work.num_chunks.items()}
         self._arguments[:, kernels.SPARE] = self._spare.address(size)
         return num_chunks
 
