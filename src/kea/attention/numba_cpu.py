@@ -10,9 +10,9 @@ import torch
 from kea.attention.base import LayerCache, LayerSpec, StepPlan, check_unpinned
 from kea.attention.gather import GatherPlan, Workspace
 from kea.attention.jit import running_kernels
-from kea.attention.numba_program import Launcher, Work, WorkKey, work_key
+from kea.attention.numba_program import Launcher, Work, WorkKey, goes_on, work_key
 from kea.attention.numba_units import plan_units
-from kea.attention.sharing import SharingCosts, SharingPlanner
+from kea.attention.sharing import SharingCosts, SharingPlanner, SharingTree
 
 
 def sharing_costs(group: int) -> SharingCosts:
@@ -21,14 +21,29 @@ def sharing_costs(group: int) -> SharingCosts:
 
 
 class NumbaPlan:
-    """One step: its tree of shared pages and, by the shape of a layer, the work of it."""
+    """One step: its tree of shared pages and, by the shape of a layer, the work of it.
 
-    def __init__(self, plan: StepPlan, planner: SharingPlanner, launcher: Launcher, workspace: Workspace) -> None:
+    Work that was planned for the step before serves this one too, where all contexts only went on by a token.
+    """
+
+    def __init__(
+        self,
+        plan: StepPlan,
+        before: NumbaPlan | None,
+        planner: SharingPlanner,
+        launcher: Launcher,
+        workspace: Workspace,
+    ) -> None:
         self._plan = plan
-        self._tree = planner.tree(plan.sequences, plan.page_tokens)
+        self._planner = planner
+        self._tree: SharingTree | None = None
         self._launcher = launcher
         self._gathering = GatherPlan(plan, workspace)
         self._work: dict[WorkKey, Work] = {}
+        if before is not None and goes_on(before._plan, plan):
+            self._work = {kind: work for kind, work in before._work.items() if kind.window is None}
+            for work in self._work.values():
+                work.advance(plan)
 
     def attend(
         self,
@@ -54,6 +69,7 @@ class NumbaPlan:
         """Return the work of layers like this one, computed when the first of them asks."""
         key = work_key(spec)
         if key not in self._work:
+            self._tree = self._tree or self._planner.tree(self._plan.sequences, self._plan.page_tokens)
             segments = self._tree.segments(spec.window, sharing_costs(key.group))
             self._work[key] = Work(self._plan, segments, plan_units(segments, key.num_kv, key.group, num_threads))
         return self._work[key]
@@ -69,7 +85,9 @@ class NumbaAttention:
         self._planner = SharingPlanner()
         self._workspace = Workspace()
         self._launcher = Launcher()
+        self._last: NumbaPlan | None = None
 
     def prepare(self, plan: StepPlan) -> NumbaPlan:
         check_unpinned(plan, self.name)
-        return NumbaPlan(plan, self._planner, self._launcher, self._workspace)
+        self._last = NumbaPlan(plan, self._last, self._planner, self._launcher, self._workspace)
+        return self._last

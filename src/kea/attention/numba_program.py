@@ -13,12 +13,15 @@ import torch
 from numpy.typing import NDArray
 
 from kea.attention import numba_kernels as kernels
-from kea.attention.base import LayerCache, LayerSpec, StepPlan
+from kea.attention.base import LayerCache, LayerSpec, Run, StepPlan
 from kea.attention.numba_units import Units
 from kea.attention.sharing import Int64, Segments
 from kea.kernels.program import TEAM, Operation, Program
 
 F32 = NDArray[np.float32]
+UNIT_FIRST, UNIT_STOP = 0, 5
+"""Of a unit's fields, as `numba_units` writes them."""
+
 PARTS = (("rows", kernels.STORE), ("units", kernels.ATTEND), ("merged", kernels.MERGE))
 
 
@@ -35,10 +38,15 @@ def work_key(spec: LayerSpec) -> WorkKey:
 
 
 class Work:
-    """A step's arguments for layers of one shape and window; holds what their addresses point to. Lives for a step."""
+    """A step's arguments for layers of one shape and window; holds what their addresses point to.
+
+    Lives for a step, and for the next one where that only goes on by a token (`advance`).
+    """
 
     def __init__(self, plan: StepPlan, segments: Segments, units: Units) -> None:
-        self._holds = (plan, segments, units)
+        self._plan = plan
+        self._segments = segments
+        self._units = units
         self.num_spare = units.num_spare
         self.arguments = a = np.zeros(kernels.NUM_STEP, np.int64)
         a[kernels.SLOTS], a[kernels.NUM_ROWS] = plan.slots.data_ptr(), len(plan.slots)
@@ -53,6 +61,31 @@ class Work:
         a[kernels.HAS_BLIND] = len(units.rows) < len(plan.slots)
         num_rows = -(-len(plan.slots) // kernels.STORE_ROWS)
         self.num_chunks = {"rows": num_rows, "units": len(units.units), "merged": len(units.merged)}
+
+    def advance(self, plan: StepPlan) -> None:
+        """Become the work of a plan that `goes_on` from this one: each row sees one more key, in its own last page."""
+        seen, units = self._segments, self._units.units
+        ends = np.array([sequence.position for sequence in plan.sequences], dtype=np.int64)[seen.rows]
+        is_last = seen.highs == ends
+        first = units[:, UNIT_FIRST]
+        units[:, UNIT_STOP] += is_last[first] & (units[:, UNIT_STOP] == ends[first])
+        seen.highs[:] += is_last
+        self._plan = plan
+        self.arguments[kernels.SLOTS] = plan.slots.data_ptr()
+
+
+def goes_on(before: StepPlan, plan: StepPlan) -> bool:
+    """Whether every context of a step is at its next token, with the same pages, and sees all that is before it."""
+    return len(before.sequences) == len(plan.sequences) and all(
+        new.position == old.position + 1
+        and new.position % plan.page_tokens  # in the same page, however long the table is
+        and new.num_queries == old.num_queries == 1
+        and new.row_start == old.row_start == row
+        and old.runs == (Run(0, new.position),)
+        and new.runs == (Run(0, new.position + 1),)
+        and new.page_table == old.page_table
+        for row, (old, new) in enumerate(zip(before.sequences, plan.sequences, strict=True))
+    )
 
 
 class Spare:
