@@ -26,7 +26,15 @@ def create_llama(shape: dict[str, int], device: str) -> tuple[HostedDecoder, Tri
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="eager").eval()
     backend = TritonAttention()
     order = Order(
-        ".", torch.bfloat16, device, None, Limits(MAX_LEN, use_long_rope=False, position_rows=None), False, False, False
+        source=".",
+        dtype=torch.bfloat16,
+        device=device,
+        revision=None,
+        limits=Limits(MAX_LEN, use_long_rope=False, position_rows=None),
+        allow_pickle=False,
+        may_be_lean=False,
+        may_capture=False,
+        quantize=None,
     )
     decoder = _bind_and_prove(model, backend, order)
     assert isinstance(decoder, HostedDecoder)

@@ -7,7 +7,7 @@ reads it. What it read goes to a `Reader`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol
 
 from kea.cli.labels import label_calls
@@ -90,7 +90,7 @@ class WatchedChannel:
     async def get(self, variable_id: str, criteria: Criteria | None, deadline_s: float | None) -> str:
         return await self._inner.get(variable_id, criteria, deadline_s)
 
-    def stream(self, variable_id: str, criteria: Criteria | None) -> AsyncIterator[str]:
+    def stream(self, variable_id: str, criteria: Criteria | None) -> AsyncGenerator[str]:
         return self._inner.stream(variable_id, criteria)
 
     async def cancel(self, call_ids: Sequence[str] | None) -> list[str]:
