@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -73,3 +77,28 @@ def test_programs_keep_their_counters_while_other_threads_are_busy() -> None:
         stop.set()
         for spinner in spinners:
             spinner.join()
+
+
+def test_threads_that_ask_at_once_get_one_address() -> None:
+    kernel = Kernel(count)
+    start = threading.Barrier(4)
+
+    def ask() -> int:
+        start.wait()
+        return kernel.address
+
+    with ThreadPoolExecutor(4) as pool:
+        addresses = {future.result() for future in [pool.submit(ask) for _ in range(4)]}
+    assert addresses == {kernel.address}
+
+
+def test_the_sleeping_team_keeps_no_program_alive() -> None:
+    program, counts = create(20_000, 7)  # long enough for the others to take part
+    held = weakref.ref(counts)
+    TEAM.run(program, 2)
+    del program, counts
+    deadline_s = time.monotonic() + 10.0
+    while held() is not None and time.monotonic() < deadline_s:
+        time.sleep(0.01)  # helpers that wake up late are still on their way to sleep
+        gc.collect()
+    assert held() is None

@@ -34,21 +34,27 @@ SIGNATURE = types.void(types.int64, types.int64)
 
 
 class Kernel:
-    """A function of (address of its arguments, chunk), compiled when its address is first asked for."""
+    """A function of (address of its arguments, chunk), compiled once, when its address is first asked for.
+
+    Owns the machine code: an address is good as long as its kernel lives. May be asked by several threads.
+    """
 
     def __init__(self, function: Callable[[int, int], None]) -> None:
         self._function = function
         self._compiled: Any = None
+        self._lock = threading.Lock()
         self.__doc__ = function.__doc__
 
     @property
     def address(self) -> int:
-        if self._compiled is None:
-            options = {"fastmath": set(FAST_SUMS)}
-            self._compiled = CFunc(self._function, (SIGNATURE.args, SIGNATURE.return_type), {}, options)
-            keep_on_disk(self._compiled)
-            self._compiled.compile()
-        return int(self._compiled.address)
+        with self._lock:
+            if self._compiled is None:
+                options = {"fastmath": set(FAST_SUMS)}
+                compiled = CFunc(self._function, (SIGNATURE.args, SIGNATURE.return_type), {}, options)
+                keep_on_disk(compiled)
+                compiled.compile()
+                self._compiled = compiled
+            return int(self._compiled.address)
 
 
 @njit(nogil=True)  # type: ignore[untyped-decorator]
@@ -143,6 +149,7 @@ class Team:
             job = self._job  # None where the program has ended meanwhile
             if job is not None:
                 run_rows(job[1].ctypes.data, len(job[1]))
+            job = None  # a sleeping thread must not keep a model alive
 
 
 TEAM = Team()
