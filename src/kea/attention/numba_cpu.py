@@ -9,10 +9,10 @@ import torch
 
 from kea.attention.base import LayerCache, LayerSpec, StepPlan, check_unpinned
 from kea.attention.gather import GatherPlan, Workspace
-from kea.attention.jit import running_kernels
 from kea.attention.numba_program import Launcher, Work, WorkKey, goes_on, work_key
 from kea.attention.numba_units import plan_units
 from kea.attention.sharing import SharingCosts, SharingPlanner, SharingTree
+from kea.attention.threads import running_kernels
 
 
 def sharing_costs(group: int) -> SharingCosts:

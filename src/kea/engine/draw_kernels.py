@@ -1,19 +1,17 @@
 """The CPU's kernels of drawing: a token of each row's truncated distribution.
 
 The rules are those of `kea.engine.drawing`, row by row in one go instead of an operator at a time over all rows. Knows
-no requests. Everything that a kernel calls is in this file: the cache on disk follows a file's own changes only.
+no requests. What they call is in this file or in the room of kernels: the cache on disk follows those files only.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numba import prange, types
-from numba.extending import intrinsic
+from numba import prange
 from numpy.typing import NDArray
 
-from kea.attention.jit import compiled
+from kea.kernels.jit import compiled
+from kea.kernels.machine import float_of_bits
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -23,16 +21,6 @@ U64 = NDArray[np.uint64]
 BLOCK = 128
 BELOW_ONE = 1.0 - 2.0**-53
 LEAST_Z = -87.0  # below it e**z is no normal fp32 number: nothing
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def float_of_bits(_typing: Any, bits: Any) -> Any:
-    """Read an int32's bits as a float32."""
-
-    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], context.get_value_type(types.float32))
-
-    return types.float32(bits), emit
 
 
 @compiled(exact=True)
@@ -48,7 +36,7 @@ def exp(x: np.float32) -> np.float32:
     p = p * r + np.float32(1.6666665459e-1)
     p = p * r + np.float32(5.0000001201e-1)
     p = p * r * r + r + np.float32(1.0)
-    return p * float_of_bits(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))  # type: ignore[no-any-return]
+    return p * float_of_bits(np.uint32((np.int32(n) + np.int32(127)) << np.int32(23)))  # type: ignore[no-any-return]
 
 
 @compiled(exact=True)

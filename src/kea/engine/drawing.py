@@ -108,7 +108,7 @@ def draw_tokens(rows: DrawRows) -> list[int]:
 
 def draw_by_kernels(rows: DrawRows) -> list[int]:
     """Draw by our own kernels, for a CPU: a row in one go, on several threads where there is much to do."""
-    from kea.attention.jit import running_kernels
+    from kea.attention.threads import running_kernels
     from kea.engine import draw_kernels as kernels
 
     num_rows = len(rows.samplings)

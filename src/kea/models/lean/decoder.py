@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from kea.attention.base import AttentionBackend, LayerCache
-from kea.attention.jit import running_kernels
 from kea.attention.numba_cpu import NumbaAttention, NumbaPlan
 from kea.attention.numba_program import RecordedLayers
+from kea.attention.threads import running_kernels
 from kea.kernels.program import TEAM, Program
 from kea.models.base import ModelFacts, StepInput
 from kea.models.hosted import allocate_cache

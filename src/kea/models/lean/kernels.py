@@ -2,43 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numba import types
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from kea.attention.jit import compiled
+from kea.kernels.jit import compiled
 
 F32 = NDArray[np.float32]
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def float_of_bits(_typing: Any, bits: Any) -> Any:
-    """Read an int32's bits as a float32."""
-
-    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], context.get_value_type(types.float32))
-
-    return types.float32(bits), emit
-
-
-@compiled(exact=True)
-def exp(x: np.float32) -> np.float32:
-    """Return e**x for |x| <= 87, to about 1e-7 (Cephes expf): plain arithmetic, so that loops of it become vectors."""
-    x = min(max(x, np.float32(-87.0)), np.float32(87.0))
-    n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
-    r = x - n * np.float32(0.693359375)
-    r -= n * np.float32(-2.12194440e-4)
-    p = np.float32(1.9875691500e-4)
-    p = p * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
-    p = p * r * r + r + np.float32(1.0)
-    return p * float_of_bits(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))  # type: ignore[no-any-return]
 
 
 @compiled()
@@ -104,9 +73,9 @@ def place_heads(
 
 @compiled()
 def activate(gate: F32, up: F32, out: F32, tanh: bool) -> None:
-    """Write act(gate) * up, as `kea.kernels.gates` does for whole vectors."""
+    """Write act(gate) * up for what is left behind the whole vectors of `kea.kernels.gates`."""
     one = np.float32(1.0)
     for i in range(out.shape[0]):
         g = gate[i]
         z = np.float32(1.5957691216) * (g + np.float32(0.044715) * g * g * g) if tanh else g
-        out[i] = g / (one + exp(-z)) * up[i]
+        out[i] = g / (one + np.exp(-z)) * up[i]

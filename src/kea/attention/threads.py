@@ -1,22 +1,16 @@
-"""How numba compiles and runs our CPU kernels: what is cached on disk, which threads run them.
+"""Which threads run our CPU kernels: one budget for them and torch.
 
-Owns the one lock under which kernels run. Knows no attention and no models; their kernels are decorated here.
+Owns the one lock under which kernels run. It stands here, since the room of kernels knows no torch.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
 
 import numba
 import torch
-
-from kea.kernels.caching import keep_on_disk
-from kea.kernels.program import FAST_SUMS
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 # numba's own pool sleeps between kernels. Its OpenMP layer spins at barriers, as torch's does: on cores that others use
 # too, products were measured ten times slower so. The pool takes one caller at a time; a second ends the process.
@@ -31,21 +25,6 @@ class _Budget(threading.local):
 
 
 _BUDGET = _Budget()
-
-
-def compiled(*, parallel: bool = False, exact: bool = False) -> Callable[[F], F]:
-    """Compile a kernel on its first call, for the types of that call, without the interpreter's lock.
-
-    The machine code is kept on disk (`kea.kernels.caching`). `exact`: no sum is reordered.
-    """
-
-    def decorate(function: F) -> F:
-        options = {"parallel": parallel, "nogil": True, "fastmath": False if exact else set(FAST_SUMS)}
-        kernel: F = numba.njit(**options)(function)
-        keep_on_disk(kernel)
-        return kernel
-
-    return decorate
 
 
 @contextmanager
