@@ -89,7 +89,7 @@ def goes_on(before: StepPlan, plan: StepPlan) -> bool:
 
 
 class Spare:
-    """Memory for partial results; grows, and is used by one layer after the other."""
+    """Memory for partial results; grows, and is used by one layer after the other. An address is good for one run."""
 
     def __init__(self) -> None:
         self._values = np.empty(0, np.float32)
@@ -136,12 +136,15 @@ class Worked(Protocol):
 
 
 class RecordedLayers:
-    """The attention of a model's layers as operations of one program. Lives as long as the program."""
+    """The attention of a model's layers as operations of one program. Lives as long as the program.
 
-    def __init__(self, specs: Sequence[LayerSpec]) -> None:
+    `spare`: may be that of other programs, too, which run one after the other.
+    """
+
+    def __init__(self, specs: Sequence[LayerSpec], spare: Spare) -> None:
         self._specs = tuple(specs)
         self._arguments = np.zeros((len(self._specs), kernels.NUM_LAYER), np.int64)
-        self._spare = Spare()
+        self._spare = spare
         self._holds: list[tuple[F32, ...]] = []
         self._cache: tuple[LayerCache, ...] = ()
         self._kinds: dict[WorkKey, list[int]] = {}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from kea.attention.base import AttentionBackend, LayerCache
 from kea.attention.numba_cpu import NumbaAttention, NumbaPlan
-from kea.attention.numba_program import RecordedLayers
+from kea.attention.numba_program import RecordedLayers, Spare
 from kea.attention.threads import running_kernels
 from kea.kernels.program import TEAM, Program
 from kea.models.base import ModelFacts, StepInput
@@ -65,6 +65,7 @@ class LeanDecoder:
         self._backend = backend
         self._rotary = {kind: (found.values.cpu().numpy(), found.scale) for kind, found in rotary.items()}
         self._buffers = Buffers(MIN_ROWS)
+        self._spare = Spare()
         self._recordings: dict[Shape, Recording] = {}
 
     @property
@@ -120,9 +121,8 @@ class LeanDecoder:
         positions = step.positions.numpy().astype(np.float64)
         for kind, (frequencies, scale) in self._rotary.items():
             cos, sin = self._phases(kind, num_rows)
-            phases = np.remainder(positions[:, None] * frequencies, 2 * np.pi).astype(
-                np.float32
-            )  # as kea.models.rotary
+            turned = np.remainder(positions[:, None] * frequencies, 2 * np.pi)  # as kea.models.rotary
+            phases = turned.astype(np.float32)
             np.multiply(np.cos(phases), np.float32(scale), out=cos)
             np.multiply(np.sin(phases), np.float32(scale), out=sin)
 
@@ -153,7 +153,8 @@ class LeanDecoder:
 
     def _record(self, shape: Shape) -> Recording:
         recorder = Recorder(self._spec, self._facts, self._buffers, shape)
-        attention = RecordedLayers(self._facts.layers) if isinstance(self._backend, NumbaAttention) else None
+        is_whole = isinstance(self._backend, NumbaAttention)
+        attention = RecordedLayers(self._facts.layers, self._spare) if is_whole else None
         pieces: list[Program] = []
         heads = []
         result: F32 | None = None

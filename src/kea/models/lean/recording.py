@@ -1,6 +1,6 @@
 """Writes the lean decoder's forward down as a program of kernels, for one number of rows. Knows no requests.
 
-Between two pieces of the program stands a layer's attention, which the backend computes.
+Attention is recorded with the rest, or stands between two pieces of the program where its backend is no program.
 """
 
 from __future__ import annotations
