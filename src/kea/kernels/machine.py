@@ -51,16 +51,6 @@ def i64_at(_typing: Any, address: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def word_at(_typing: Any, address: Any) -> Any:
-    """Read the int64 at an address."""
-
-    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.load(pointer(builder, args[0]), typ=I64)
-
-    return types.int64(types.int64), emit
-
-
-@intrinsic  # type: ignore[untyped-decorator]
 def number_at(_typing: Any, address: Any) -> Any:
     """Read the fp64 at an address, as fp32."""
 

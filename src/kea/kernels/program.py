@@ -24,6 +24,8 @@ I64 = NDArray[np.int64]
 
 WORDS = CACHE_LINE_BYTES // 8
 NEXT, DONE, CHUNKS, CODE, ARGUMENTS = range(5)
+"""An operation's words: next chunk to take, chunks done, chunks in all, addresses of the kernel and its arguments."""
+
 SPINS = 4000
 """Pauses before a waiting thread offers its core to others: about 50 microseconds."""
 
@@ -59,18 +61,19 @@ class Kernel:
 
 @njit(nogil=True)  # type: ignore[untyped-decorator]
 def run_rows(state: int, num_ops: int) -> None:
-    """Take part in a program until all of it is done."""
+    """Take part in a program until all of it is done. `state`: the address of its counters [num_ops, WORDS]."""
     for op in range(num_ops):
-        row = state + op * 64
-        chunks = load_acquire(row + 16)
-        code, arguments = load_acquire(row + 24), load_acquire(row + 32)
-        chunk = fetch_add(row, 1)
+        row = state + op * CACHE_LINE_BYTES
+        taken, done = row + 8 * NEXT, row + 8 * DONE
+        chunks = load_acquire(row + 8 * CHUNKS)
+        code, arguments = load_acquire(row + 8 * CODE), load_acquire(row + 8 * ARGUMENTS)
+        chunk = fetch_add(taken, 1)
         while chunk < chunks:
             call_kernel(code, arguments, chunk)
-            fetch_add(row + 8, 1)
-            chunk = fetch_add(row, 1)
+            fetch_add(done, 1)
+            chunk = fetch_add(taken, 1)
         spins = 0
-        while load_acquire(row + 8) < chunks:
+        while load_acquire(done) < chunks:
             pause()
             spins += 1
             if spins > SPINS:

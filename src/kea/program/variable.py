@@ -67,10 +67,6 @@ class SemanticVariable:
         """What is written so far, whatever the state."""
         return "".join(self._pieces)
 
-    @property
-    def num_pieces(self) -> int:
-        return len(self._pieces)
-
     def set(self, text: str) -> None:
         """Set the whole value at once. Raises `Conflict` unless the variable is empty."""
         if self.state is not VariableState.EMPTY:

@@ -14,8 +14,6 @@ from kea.bench.engine.base import Order
 from kea.bench.engine.shapes import FIRST_WORD, Shape
 
 SCENARIOS = ("prefill", "decode", "arrivals", "shared", "cache", "start", "overhead", "latency")
-OWN_SCENARIOS = frozenset({"overhead", "latency"})
-"""Scenarios of which only Kea has the figure."""
 
 SHARED_PREFIX, SHARED_OWN, NUM_GROUPS, GROUP_LEN, NUM_STRANGERS = 2048, 128, 4, 64, 4
 OVERHEAD_BATCH, STEADY_BATCH = 32, 8

@@ -18,7 +18,6 @@ from kea.kernels.vectors import WIDTH as LANES
 from kea.models.lean.kernels import activate, normalise, place_heads
 
 F32 = NDArray[np.float32]
-U16 = NDArray[np.uint16]
 I64 = NDArray[np.int64]
 
 CHUNK_ROWS = 4
