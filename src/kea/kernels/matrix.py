@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from kea.kernels import panels
 from kea.kernels.panels import BYTE, FULL, HALF, LANES, VALUES
 from kea.kernels.program import Operation, aligned_zeros
+from kea.kernels.tile_products import TILES_PRODUCTS
 from kea.kernels.tiles import TILE_DEPTH, TILE_ROWS, has_tiles, tile_config
 
 F32 = NDArray[np.float32]
@@ -128,7 +129,7 @@ def record_product(
     arguments[panels.SCALE] = matrix.scales.ctypes.data if matrix.scales.size else 0
     arguments[panels.BIAS] = bias.ctypes.data if bias.size else 0
     arguments[panels.CONFIG], arguments[panels.TAIL_CONFIG] = full.ctypes.data, tail.ctypes.data
-    kernel = panels.TILES_PRODUCTS[matrix.kind] if takes_tiles else panels.ROWS_PRODUCTS[matrix.kind]
+    kernel = TILES_PRODUCTS[matrix.kind] if takes_tiles else panels.ROWS_PRODUCTS[matrix.kind]
     num_chunks = -(-num_rows // chunk_rows) * -(-num_panels // chunk_panels)
     return Operation(kernel, arguments, num_chunks), [matrix, bias, x, out, full, tail]
 

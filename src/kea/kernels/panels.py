@@ -23,10 +23,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from kea.kernels import tiles
 from kea.kernels.machine import F32, I64, f32_at, i64_at, pointer
 from kea.kernels.program import Kernel
-from kea.kernels.tiles import TILE_BYTES, TILE_DEPTH, TILE_ROWS
+from kea.kernels.tiles import TILE_BYTES
 
 LANES = 16
 UNIT_BYTES = 64
@@ -43,9 +42,6 @@ BLOCK_ROWS = 32
 SPLITS = 3
 BLOCK_STEP_BYTES = SPLITS * 2 * TILE_BYTES
 """Rows that one pass over tiles takes; bytes of those rows for 32 values of k: three parts of two tiles."""
-
-CACHED_STEPS = 6
-"""Steps of k for which a block of x, at 6 KiB a step, stays in a core's first cache while the panels pass by."""
 
 VECTOR = ir.VectorType(F32, LANES)
 INTS = ir.VectorType(ir.IntType(32), LANES)
@@ -235,129 +231,6 @@ def part_of(a: NDArray[np.int64], chunk: int) -> tuple[int, int, int, int]:
     return row, panel, min(a[CHUNK_ROWS], a[NUM_ROWS] - row), min(panel + a[CHUNK_PANELS], a[NUM_PANELS])
 
 
-@njit(nogil=True)  # type: ignore[untyped-decorator]
-def multiply_32(x: int, panels: tuple[int, int], steps: tuple[int, int], sums: tuple[int, int], adds: bool) -> None:
-    """Write the products of up to 32 rows of x with two panels; or add them to what is there.
-
-    `panels`: where they begin, bytes from one to the next. `steps`: of k, and how many parts of x count.
-    """
-    (w, panel_bytes), (num_steps, num_parts), (out, stride) = panels, steps, sums
-    if adds:
-        tiles.load(0, out, stride)
-        tiles.load(1, out + 64, stride)
-        tiles.load(2, out + 16 * stride, stride)
-        tiles.load(3, out + 16 * stride + 64, stride)
-    else:
-        tiles.zero(0)
-        tiles.zero(1)
-        tiles.zero(2)
-        tiles.zero(3)
-    for k in range(num_steps):
-        tiles.load(4, w + k * TILE_BYTES, 64)
-        tiles.load(5, w + panel_bytes + k * TILE_BYTES, 64)
-        if not adds:  # the weights come from memory the first time only
-            tiles.prefetch(w + 2 * panel_bytes + k * TILE_BYTES)
-            tiles.prefetch(w + 3 * panel_bytes + k * TILE_BYTES)
-        at = x + k * BLOCK_STEP_BYTES
-        for part in range(num_parts):
-            tiles.load(6, at + part * 2 * TILE_BYTES, 64)
-            tiles.dot(0, 6, 4)
-            tiles.dot(1, 6, 5)
-            tiles.load(7, at + (part * 2 + 1) * TILE_BYTES, 64)
-            tiles.dot(2, 7, 4)
-            tiles.dot(3, 7, 5)
-    tiles.store(0, out, stride)
-    tiles.store(1, out + 64, stride)
-    tiles.store(2, out + 16 * stride, stride)
-    tiles.store(3, out + 16 * stride + 64, stride)
-
-
-@njit(nogil=True)  # type: ignore[untyped-decorator]
-def multiply_16(x: int, panels: tuple[int, int], steps: tuple[int, int], sums: tuple[int, int], adds: bool) -> None:
-    """The same for up to 16 rows."""
-    (w, panel_bytes), (num_steps, num_parts), (out, stride) = panels, steps, sums
-    if adds:
-        tiles.load(0, out, stride)
-        tiles.load(1, out + 64, stride)
-    else:
-        tiles.zero(0)
-        tiles.zero(1)
-    for k in range(num_steps):
-        tiles.load(4, w + k * TILE_BYTES, 64)
-        tiles.load(5, w + panel_bytes + k * TILE_BYTES, 64)
-        if not adds:
-            tiles.prefetch(w + 2 * panel_bytes + k * TILE_BYTES)
-            tiles.prefetch(w + 3 * panel_bytes + k * TILE_BYTES)
-        at = x + k * BLOCK_STEP_BYTES
-        tiles.load(2, at, 64)
-        tiles.dot(0, 2, 4)
-        tiles.dot(1, 2, 5)
-        if num_parts > 1:
-            tiles.load(3, at + 2 * TILE_BYTES, 64)
-            tiles.dot(0, 3, 4)
-            tiles.dot(1, 3, 5)
-        if num_parts > 2:
-            tiles.load(6, at + 4 * TILE_BYTES, 64)
-            tiles.dot(0, 6, 4)
-            tiles.dot(1, 6, 5)
-    tiles.store(0, out, stride)
-    tiles.store(1, out + 64, stride)
-
-
-@njit(nogil=True)  # type: ignore[untyped-decorator]
-def tiles_chunk(a: NDArray[np.int64], chunk: int, parts: tuple[int, int, int, int]) -> None:
-    """One chunk of a product in tiles. `parts`: where the bfloat16 panels of the first part of the weights begin, bytes
-    from one panel to the next, from one part to the next, and the number of parts, whose sum the weights are.
-    """
-    w, panel_bytes, part_bytes, num_parts = parts
-    row, panel, num_rows, last = part_of(a, chunk)
-    steps, stride = a[DEPTH] // TILE_DEPTH, a[OUT_STRIDE]
-    x = a[X] + row // BLOCK_ROWS * steps * BLOCK_STEP_BYTES
-    for block in range((num_rows + BLOCK_ROWS - 1) // BLOCK_ROWS):
-        count = num_rows - block * BLOCK_ROWS
-        tiles.configure(a[CONFIG] if count >= BLOCK_ROWS else a[TAIL_CONFIG])
-        some = steps if num_rows <= BLOCK_ROWS else CACHED_STEPS
-        for k in range(0, steps, some):
-            rows = x + (block * steps + k) * BLOCK_STEP_BYTES
-            for p in range(panel, last, 2):
-                out = (a[OUT] + (row + block * BLOCK_ROWS) * stride + p * UNIT_BYTES, stride)
-                for part in range(num_parts):
-                    at = (w + part * part_bytes + (p - panel) * panel_bytes + k * TILE_BYTES, panel_bytes)
-                    size = (min(some, steps - k), SPLITS - part)
-                    if count > TILE_ROWS:
-                        multiply_32(rows, at, size, out, k + part > 0)
-                    else:
-                        multiply_16(rows, at, size, out, k + part > 0)
-    tiles.release()
-    sums = (a[OUT] + row * stride + panel * UNIT_BYTES, stride)
-    finish(sums, num_rows, (panel * LANES, (last - panel) * LANES), a[SCALE], a[BIAS])
-
-
-@njit(nogil=True)  # type: ignore[untyped-decorator]
-def cut_chunk(kind: int, address: int, chunk: int) -> None:
-    """One chunk of a product whose weights become bfloat16 in this core's cache: one part of int8, three of fp32."""
-    literally(kind)
-    a = carray(i64_at(address), NUM_ARGUMENTS)
-    _, panel, _, last = part_of(a, chunk)
-    num_parts = 1 if kind == BYTE else SPLITS
-    panel_bytes = a[DEPTH] * 2 * LANES
-    part_bytes = (last - panel) * panel_bytes
-    room = np.empty(num_parts * part_bytes + UNIT_BYTES, np.uint8)
-    start = (room.ctypes.data + UNIT_BYTES - 1) // UNIT_BYTES * UNIT_BYTES
-    taken = UNIT_BYTES if kind == BYTE else 2 * UNIT_BYTES
-    made = 2 * UNIT_BYTES if kind == BYTE else UNIT_BYTES
-    ahead = 2 * a[PANEL_BYTES]
-    for p in range(panel, last):
-        source, target = a[W] + p * a[PANEL_BYTES], start + (p - panel) * panel_bytes
-        for u in range(a[PANEL_BYTES] // taken):
-            tiles.prefetch_line(source + ahead + u * taken)
-            cut_unit(kind, source + u * taken, target + u * made, part_bytes)
-            if kind != BYTE:
-                tiles.prefetch_line(source + ahead + u * taken + UNIT_BYTES)
-    tiles_chunk(a, chunk, (start, panel_bytes, part_bytes, num_parts))
-    room[0] = 0  # alive until here
-
-
 def multiply_rows_full(address: int, chunk: int) -> None:
     rows_chunk(FULL, address, chunk)
 
@@ -370,22 +243,5 @@ def multiply_rows_byte(address: int, chunk: int) -> None:
     rows_chunk(BYTE, address, chunk)
 
 
-def multiply_tiles_full(address: int, chunk: int) -> None:
-    cut_chunk(FULL, address, chunk)
-
-
-def multiply_tiles_half(address: int, chunk: int) -> None:
-    a = carray(i64_at(address), NUM_ARGUMENTS)
-    _, panel, _, _ = part_of(a, chunk)
-    tiles_chunk(a, chunk, (a[W] + panel * a[PANEL_BYTES], a[PANEL_BYTES], 0, 1))
-
-
-def multiply_tiles_byte(address: int, chunk: int) -> None:
-    cut_chunk(BYTE, address, chunk)
-
-
 ROWS_PRODUCTS = (Kernel(multiply_rows_full), Kernel(multiply_rows_half), Kernel(multiply_rows_byte))
 """By the kind of the weights: x as fp32 rows [M, DEPTH]."""
-
-TILES_PRODUCTS = (Kernel(multiply_tiles_full), Kernel(multiply_tiles_half), Kernel(multiply_tiles_byte))
-"""By the kind of the weights: x as tiles [M / 32, DEPTH / 32, 3, 2, 16, 32] bfloat16."""
