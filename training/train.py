@@ -45,6 +45,7 @@ class Segment:
     cooldown: float
     device: str
     compiled: bool
+    peak: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +155,10 @@ def to_tensors(batch: Batch, device: str) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def learning_rate_scale(step: int, elapsed_s: float, optim: OptimConfig, segment: Segment) -> float:
-    """Return the factor of a warmup, a plateau and a linear cooldown over the last `segment.cooldown` minutes."""
+    """Return the factor of a warmup to `segment.peak`, and of a linear cooldown over the last `cooldown` minutes."""
     warm = min(1.0, (step + 1) / optim.warmup_steps)
     left_s = segment.minutes * 60 - elapsed_s
-    return min(warm, left_s / (segment.cooldown * 60)) if segment.cooldown else warm
+    return segment.peak * (min(warm, left_s / (segment.cooldown * 60)) if segment.cooldown else warm)
 
 
 def load_progress(out: Path) -> Progress:
@@ -182,6 +183,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=1024, help="tokens per row")
     parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--cooldown", type=float, default=0.0, help="minutes of linear decay at the end")
+    parser.add_argument("--peak", type=float, default=1.0, help="factor of both learning rates")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--tokens-per-step", type=int, default=Recipe().tokens_per_step)
     parser.add_argument("--size", type=float, help="difficulty of samples, 0..1; default: length / 1024")
@@ -200,7 +202,13 @@ def main() -> None:
         Recipe(), mixture=mixture, tokens_per_step=arguments.tokens_per_step, sink_token=arguments.sink_token
     )
     segment = Segment(
-        arguments.out, arguments.length, arguments.minutes, arguments.cooldown, arguments.device, not arguments.eager
+        out=arguments.out,
+        length=arguments.length,
+        minutes=arguments.minutes,
+        cooldown=arguments.cooldown,
+        device=arguments.device,
+        compiled=not arguments.eager,
+        peak=arguments.peak,
     )
     tokenizer = load_or_train_tokenizer(arguments.data, arguments.out, recipe)
     corpus = load_corpus(arguments.data, tokenizer, arguments.out)

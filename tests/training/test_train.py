@@ -94,6 +94,7 @@ def test_the_schedule_warms_up_and_cools_down() -> None:
     assert learning_rate_scale(0, 0.0, optim, segment) == pytest.approx(0.1)
     assert learning_rate_scale(50, 100.0, optim, segment) == 1.0
     assert learning_rate_scale(90, 450.0, optim, segment) == pytest.approx(0.5)
+    assert learning_rate_scale(90, 450.0, optim, replace(segment, peak=0.2)) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 40), (2, 40, 16)])
