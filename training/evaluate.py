@@ -3,7 +3,9 @@
     python -m training.evaluate --model src/kea/models/embedded --data DIR --out training/log/evaluation.json
 
 Tasks go through transformers, or with `--server URL` through an OpenAI-compatible server such as `kea serve`, which
-must serve the same model directory. Knows nothing of how a model was trained.
+must serve the same model directory. The language model's figures (perplexity by position, attention to the first
+token, windows with and without sinks) are always computed by transformers; `--samples 0` leaves the tasks out,
+`--rows 0` the language. Knows nothing of how a model was trained.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import platform
 from pathlib import Path
 
 from training import language
+from training.card import language_table
 from training.config import HELD_OUT_BOOKS
 from training.corpus import Corpus, book_paths, load_corpus, read_book
 from training.engines import ServerEngine, Subject, TransformersEngine, load_subject
@@ -52,6 +55,7 @@ def evaluate_language(subject: Subject, corpus: Corpus, data: Path, num_rows: in
     rows = language.text_rows(corpus.books, subject.start_ids, TRAINED_LEN, num_rows)
     losses = language.token_losses(subject.model, rows)
     num_start, bytes_per_token = len(subject.start), len(text) / len(corpus.books)
+    windows = language.window_perplexities(subject.model, rows[:32], CACHE_TOKENS)
     return {
         "books": list(HELD_OUT_BOOKS),
         "rows": len(rows),
@@ -61,7 +65,8 @@ def evaluate_language(subject: Subject, corpus: Corpus, data: Path, num_rows: in
         "perplexity_by_position": language.perplexity_by_position(losses[:, num_start - 1 :]),
         "first_token_attention_by_layer": language.first_token_attention(subject.model, rows[:8]),
         "window_cache_tokens": CACHE_TOKENS,
-        "window_perplexity": language.window_perplexities(subject.model, rows[:32], CACHE_TOKENS),
+        "window_perplexity": windows,
+        "window_over_sinks": windows["sinks_0"] / windows["sinks_4"],
     }
 
 
@@ -72,8 +77,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder with books/ and tinystories.txt")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--cache", type=Path, default=Path(".train/cache"), help="folder for tokenised books")
-    parser.add_argument("--samples", type=int, default=200, help="samples per task")
-    parser.add_argument("--rows", type=int, default=256, help="rows of held-out text")
+    parser.add_argument("--samples", type=int, default=200, help="samples per task; 0: no tasks")
+    parser.add_argument("--rows", type=int, default=256, help="rows of held-out text; 0: no language")
     parser.add_argument("--server", help="base URL of an OpenAI-compatible server that the tasks go through")
     parser.add_argument("--sink-token", action="store_true", help="the model was trained with a sink token")
     return parser.parse_args()
@@ -85,13 +90,18 @@ def main() -> None:
     subject = load_subject(arguments.model, arguments.sink_token)
     corpus = load_corpus(arguments.data, subject.tokenizer, arguments.cache, held_out=True)
     engine = ServerEngine(arguments.server) if arguments.server else TransformersEngine(subject)
-    report = {
+    report: dict[str, object] = {
         "engine": type(engine).__name__,
         "machine": platform.machine(),
         "seed": SEED,
-        "language": evaluate_language(subject, corpus, arguments.data, arguments.rows),
-        "tasks": evaluate_tasks(engine, corpus, arguments.samples),
     }
+    if arguments.rows:
+        report["language"] = figures = evaluate_language(subject, corpus, arguments.data, arguments.rows)
+        print(
+            f"{language_table(figures)}\n| window over 4 sinks + window | {figures['window_over_sinks']} |", flush=True
+        )
+    if arguments.samples:
+        report["tasks"] = evaluate_tasks(engine, corpus, arguments.samples)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 

@@ -19,6 +19,7 @@ from training.corpus import TokenArray
 Model = Any  # a causal model of transformers, whose package has no types
 BATCH_ROWS = 8
 FIRST_POSITIONS_SHARE = 8  # perplexity is told for this many equal stretches of positions
+SINK_COUNTS = (0, 1, 2, 4)  # 0 is a window alone
 
 
 def compressed_bits_per_byte(text: bytes) -> dict[str, float]:
@@ -85,17 +86,13 @@ def window_mask(length: int, num_sinks: int, window: int) -> Tensor:
 
 
 def window_perplexities(model: Model, rows: Tensor, cache: int) -> dict[str, float]:
-    """Return perplexity past twice the cache: dense, a window alone, and sinks + window of the same size.
+    """Return perplexity past twice the cache: dense, and with a cache of so many sinks and a window in its rest.
 
-    A plain mask with absolute positions inside the trained length; the four-sink form of StreamingLLM, table 1.
+    A plain mask with absolute positions inside the trained length; the columns of StreamingLLM, table 3.
     """
     length = rows.shape[1]
-    masks = {
-        "dense": window_mask(length, 0, length),
-        "window": window_mask(length, 0, cache),
-        "sinks_1_window": window_mask(length, 1, cache - 1),
-        "sinks_4_window": window_mask(length, 4, cache - 4),
-    }
+    masks = {"dense": window_mask(length, 0, length)}
+    masks.update({f"sinks_{count}": window_mask(length, count, cache - count) for count in SINK_COUNTS})
     return {
         name: math.exp(float(token_losses(model, rows, mask)[:, 2 * cache :].mean())) for name, mask in masks.items()
     }
