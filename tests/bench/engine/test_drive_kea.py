@@ -36,6 +36,12 @@ def test_no_measurement_leaves_a_context_or_a_page_in_use(driver: Driver) -> Non
     driver.core.check()
 
 
+def test_a_large_batch_runs_together_in_the_memory_that_its_cell_gets(driver: Driver) -> None:
+    driver.warm(PROMPTS[0])  # an output of one token, so that of longer ones nothing is known
+    prompts = [[3 + index] * 96 for index in range(32)]  # in 4,096 tokens: 32 for each beside its prompt
+    assert len(driver.decode(prompts, steps=4, warmups=2)["step_s"]) == 4
+
+
 def test_a_step_is_longer_than_its_model_and_sampler(driver: Driver) -> None:
     result = driver.overhead(PROMPTS, steps=3, warmups=1)
     for step_s, model_s, sampler_s in zip(*(result[key] for key in ("step_s", "model_s", "sampler_s")), strict=True):

@@ -17,7 +17,7 @@ from kea.engine.core import EngineCore
 from kea.engine.sampling import Sampler
 from kea.types import GenerateOptions, Sampling, Stopping
 
-_SLACK = 512  # tokens that no measurement reaches: generations end because they are freed
+_SLACK = 128  # tokens drawn before all contexts have begun, at most: generations end because they are freed
 Request = tuple[float, list[int], int]
 
 
@@ -61,7 +61,7 @@ class Driver:
 
     def decode(self, prompts: list[list[int]], steps: int, warmups: int) -> dict[str, Any]:
         """Time steps that draw one token for each of the prompts' contexts."""
-        with self._generating(prompts) as step:
+        with self._generating(prompts, warmups + steps) as step:
             for _ in range(warmups):
                 step()
             return {"step_s": [step() for _ in range(steps)]}
@@ -77,7 +77,7 @@ class Driver:
         self.core.handle(ClearCache())
         whole = [prefix + groups[group] + own for group, own in prompts] + strangers
         tenants = ["" if share else f"tenant {number}" for number in range(len(whole))]
-        with self._generating(whole, tenants) as step:
+        with self._generating(whole, warmups + steps, tenants) as step:
             for _ in range(warmups):
                 step()
             times = [step() for _ in range(steps)]
@@ -97,7 +97,7 @@ class Driver:
         with (
             _timed(type(model), "forward", spent, "model"),
             _timed(Sampler, "sample", spent, "sampler"),
-            self._generating(prompts) as step,
+            self._generating(prompts, warmups + steps) as step,
         ):
             for _ in range(warmups):
                 step()
@@ -153,11 +153,16 @@ class Driver:
 
     @contextmanager
     def _generating(
-        self, prompts: Sequence[list[int]], tenants: Sequence[str] | None = None
+        self, prompts: Sequence[list[int]], num_steps: int, tenants: Sequence[str] | None = None
     ) -> Iterator[Callable[[], float]]:
-        """Bring a context for each prompt to its first token; gives a function that runs and times one step of all."""
+        """Bring a context for each prompt to its first token; gives a function that runs and times one step of all.
+
+        It may be called `num_steps` times. Much longer outputs must not be asked for: by the forecast of their needs,
+        contexts would wait for others to end.
+        """
         tenants = tenants or [""] * len(prompts)
-        begun = [self._begin(prompt, _SLACK, tenant) for prompt, tenant in zip(prompts, tenants, strict=True)]
+        most = num_steps + _SLACK
+        begun = [self._begin(prompt, most, tenant) for prompt, tenant in zip(prompts, tenants, strict=True)]
         counts = {generation_id: 0 for _, generation_id in begun}
 
         def step() -> float:
