@@ -136,7 +136,9 @@ def test_longrope_serves_more_with_its_long_factors_where_asked_for(tmp_path: Pa
 def test_max_len_is_bounded_by_the_model(changes: dict[str, Any], allowed: int, tmp_path: Path) -> None:
     path = save_model("phi3" if changes is LONGROPE else "llama", tmp_path, **changes)
     assert load_model(path, max_len=allowed).facts.max_len == allowed
-    with pytest.raises(InvalidRequest, match=f"max_len is {allowed + 1}; it must be at least 1 and at most {allowed}"):
+    with pytest.raises(
+        InvalidRequest, match=f"max_model_len is {allowed + 1}; it must be at least 1 and at most {allowed}"
+    ):
         load_model(path, max_len=allowed + 1)
 
 

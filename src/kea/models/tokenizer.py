@@ -7,6 +7,7 @@ also imports torch where torch is installed). Knows no models, no requests.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -132,7 +133,9 @@ class Tokenizer:
     @cached_property
     def max_token_chars(self) -> int:
         """The most characters that one token stands for, at least; a text of more than so many for each token of a
-        context cannot fit into it, whatever it says."""
+        context cannot fit into it, whatever it says. No bound where an unknown word of any length is one token."""
+        if _hides_unknown_words(json.loads(self.tokenizer_json)["model"]):
+            return sys.maxsize
         tokens = self._backend.get_vocab(with_added_tokens=True)
         own = self._vocabulary.pieces.values() if self._vocabulary is not None else ()
         return max(1, *map(len, tokens), *map(len, own))
@@ -180,6 +183,15 @@ class Tokenizer:
         whole = self._backend.encode(PREFIX_PROBES[0], add_special_tokens=True).ids
         start = next(i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
         return whole[:start], whole[start + len(plain) :]
+
+
+def _hides_unknown_words(model: dict[str, Any]) -> bool:
+    """Whether a tokenizer's model writes one token for several characters that it does not know."""
+    if model.get("byte_fallback"):
+        return False
+    if model["type"] == "BPE":
+        return bool(model.get("fuse_unk")) and model.get("unk_token") is not None
+    return model.get("unk_token") is not None or model.get("unk_id") is not None
 
 
 def _ids(backend: Any, text: str, *, special: bool) -> list[int]:

@@ -58,7 +58,9 @@ def load_module(path: Path) -> Any:
 def serve(driver: Any, orders: Iterable[str], answers: TextIO) -> None:
     """Answer every line of `orders` until their end."""
     for line in orders:
-        answers.write(json.dumps(answer(driver, json.loads(line))) + "\n")
+        found = answer(driver, json.loads(line))
+        sys.stdout.flush()  # what was printed is in the log before the answer is out, however the process ends
+        answers.write(json.dumps(found) + "\n")
         answers.flush()
 
 

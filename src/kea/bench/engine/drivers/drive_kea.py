@@ -38,7 +38,6 @@ class Driver:
         self, model: str, threads: int, kv_bytes: int, max_len: int, quantize: str | None = None, **_: Any
     ) -> dict[str, Any]:
         """Load the model with `kv_bytes` of pages; `quantize` as in `EngineConfig`."""
-        logging.getLogger("kea").setLevel(logging.ERROR)
         limits = {"num_threads": threads, "kv_memory_bytes": kv_bytes, "max_model_len": max_len}
         fields: dict[str, Any] = {"model": model, "device": "cpu", **limits}
         if quantize is not None:
@@ -243,4 +242,6 @@ def _latencies(request: Request, marks: list[float]) -> dict[str, float | None]:
 
 
 def create_driver() -> Driver:
+    """Return the driver of a process of its own: what Kea logs there below an error is nobody's."""
+    logging.getLogger("kea").setLevel(logging.ERROR)
     return Driver()
