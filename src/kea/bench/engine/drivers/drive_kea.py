@@ -41,8 +41,6 @@ class Driver:
         limits = {"num_threads": threads, "kv_memory_bytes": kv_bytes, "max_model_len": max_len}
         fields: dict[str, Any] = {"model": model, "device": "cpu", **limits}
         if quantize is not None:
-            if "quantize" not in EngineConfig.__dataclass_fields__:
-                raise NotImplementedError("this version of Kea has no quantize option")
             fields["quantize"] = quantize
         self._core = EngineCore.load(EngineConfig(**fields))
         info = self._core.info
