@@ -9,6 +9,12 @@ from typing import Literal
 
 from kea.errors import InvalidRequest, check_range
 
+MAX_TOKEN_ID = 2**31 - 1
+MAX_STOP_TOKEN_IDS = 16_384
+MAX_STOP_STRINGS = 256
+MAX_STOP_CHARS = 16_384
+"""Of all stop strings together: every character of an output is compared with each of them, on the engine's thread."""
+
 
 class Criteria(Enum):
     """What the reader of a variable wants (Parrot, section 4.1)."""
@@ -44,7 +50,7 @@ class Sampling:
     def __post_init__(self) -> None:
         check_range("temperature", self.temperature, 0.0, 100.0)
         check_range("top_p", self.top_p, 0.0, 1.0)
-        check_range("top_k", self.top_k, 0)
+        check_range("top_k", self.top_k, 0, 2**63 - 1)
         check_range("min_p", self.min_p, 0.0, 1.0)
         check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
         check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
@@ -76,6 +82,16 @@ class Stopping:
             raise InvalidRequest(
                 "stop holds an empty string; a stop string needs at least one character.", param="stop"
             )
+        _check_size("stop", len(self.stop), MAX_STOP_STRINGS, "strings")
+        _check_size("stop", sum(map(len, self.stop)), MAX_STOP_CHARS, "characters")
+        _check_size("stop_token_ids", len(self.stop_token_ids), MAX_STOP_TOKEN_IDS, "ids")
+        for token_id in self.stop_token_ids:
+            check_range("stop_token_ids", token_id, 0, MAX_TOKEN_ID)
+
+
+def _check_size(name: str, size: int, most: int, unit: str) -> None:
+    if size > most:
+        raise InvalidRequest(f"{name} has {size} {unit}; at most {most} are allowed.", param=name)
 
 
 @dataclass(frozen=True, slots=True)
