@@ -104,6 +104,10 @@ class FakeEngine:
     def info(self) -> EngineInfo:
         return self._info
 
+    @property
+    def is_alive(self) -> bool:
+        return self.death is None
+
     def create_context(self, spec: ContextSpec) -> FakeContext:
         self.record.specs.append(spec)
         context = FakeContext(self, spec)

@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from kea.errors import EngineDied, InvalidRequest
+from kea.server import admin
 from kea.server.app import create_app
 from kea.server.config import ServerConfig
 from kea.server.run import Ready, Server, open_socket
@@ -114,10 +115,28 @@ async def test_a_dead_engine_is_told_by_health_and_leaves_the_other_metrics() ->
             raise EngineDied("gone")
 
         engine.snapshot = no_snapshot  # type: ignore[method-assign]
+        engine.die()
         assert (await running.http.get("/health")).status_code == 503
         text = (await running.http.get("/metrics")).text
         assert "kea:kv_cache_usage_perc" not in text
         assert "kea:time_to_first_token_seconds" in text
+
+
+async def test_an_engine_in_a_long_step_is_healthy_and_keeps_its_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admin, "SNAPSHOT_TIMEOUT_S", 0.05)
+    engine = FakeEngine()
+    async with serving(engine) as running:
+        before = (await running.http.get("/metrics")).text
+
+        async def answers_late(**_: Any) -> Any:
+            await asyncio.sleep(60)
+
+        engine.snapshot = answers_late  # type: ignore[method-assign]
+        assert (await running.http.get("/health")).status_code == 200
+        assert (await running.http.get("/metrics")).text == before
+        assert "kea:kv_cache_usage_perc" in before
+        engine.die()
+        assert "kea:kv_cache_usage_perc" not in (await running.http.get("/metrics")).text
 
 
 async def test_a_stop_lets_running_requests_end() -> None:

@@ -88,7 +88,6 @@ class EngineClient:
 
     @property
     def is_alive(self) -> bool:
-        """Whether commands are being served now (False while the engine restarts, or after it failed for good)."""
         return self._is_ready
 
     def create_context(self, spec: ContextSpec) -> ClientContext:

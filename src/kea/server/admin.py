@@ -21,10 +21,13 @@ SNAPSHOT_TIMEOUT_S = 2.0
 
 
 async def get_health(call: Call) -> ASGIApp:
-    """Answer 200 while requests are taken and the engine answers. Raises `ServiceClosing` or `EngineDied` (503)."""
+    """Answer 200 while requests are taken and the engine lives, however long a step of it takes.
+
+    Raises `ServiceClosing` or `EngineDied` (503).
+    """
     call.state.lifecycle.check_open()
-    if await try_snapshot(call) is None:
-        raise EngineDied("The engine does not answer; it is being restarted.")
+    if not call.state.model.engine.is_alive:
+        raise EngineDied("The engine is gone; it is started again unless it died too often.")
     return HealthReply(status="ok").to_response()
 
 
@@ -35,7 +38,7 @@ async def get_version(_call: Call) -> ASGIApp:
 
 async def get_metrics(call: Call) -> ASGIApp:
     """Answer with the exposition of all metrics."""
-    content = call.state.metrics.expose(await try_snapshot(call), _service_snapshot(call))
+    content = call.state.metrics.expose(await _try_snapshot(call), _service_snapshot(call))
     return Response(content, 200, media_type=CONTENT_TYPE)
 
 
@@ -48,10 +51,13 @@ def _service_snapshot(call: Call) -> ServiceSnapshot | None:
     return None if call.state.programs is None else call.state.programs.snapshot()
 
 
-async def try_snapshot(call: Call) -> Snapshot | None:
-    """Return the engine's snapshot, or None while it does not answer."""
+async def _try_snapshot(call: Call) -> Snapshot | None:
+    """Return the engine's snapshot: the one before while a step takes long, None while the engine is gone."""
+    engine = call.state.model.engine
     try:
         async with asyncio.timeout(SNAPSHOT_TIMEOUT_S):
-            return await call.state.model.engine.snapshot()
-    except (KeaError, TimeoutError):
+            return await engine.snapshot()
+    except KeaError:
         return None
+    except TimeoutError:
+        return call.state.metrics.last_snapshot if engine.is_alive else None

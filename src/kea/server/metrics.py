@@ -126,6 +126,11 @@ class Metrics:
     def saw_failure(self, code: str) -> None:
         self._failures.labels(self.model_name, code).inc()
 
+    @property
+    def last_snapshot(self) -> Snapshot | None:
+        """The engine's snapshot that was exposed last."""
+        return self._engine.snapshot
+
     def expose(self, snapshot: Snapshot | None, service: ServiceSnapshot | None = None) -> bytes:
         """Return the exposition; without a snapshot (the engine restarts) the engine's part is left out."""
         self._engine.snapshot = snapshot

@@ -67,7 +67,7 @@ class DetokenizeReply(Reply):
 
 
 class HealthReply(Reply):
-    """Requests are taken and the engine answers; otherwise the answer is an error with status 503."""
+    """Requests are taken and the engine lives; otherwise the answer is an error with status 503."""
 
     status: Literal["ok"]
 
