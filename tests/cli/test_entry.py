@@ -119,3 +119,16 @@ def test_ctrl_c_while_it_starts_is_clean(after_s: float) -> None:
     # It may have ended before: empty input (0), no server there (1), in the middle of Python's own end (-2).
     assert process.returncode in {130, 0, 1, -signal.SIGINT}, said
     assert "Traceback" not in said
+
+
+def test_ctrl_c_does_not_wait_for_a_model_that_loads(tmp_path: Path) -> None:
+    with start("complete", "Once", NUMBA_CACHE_DIR=str(tmp_path)) as process:  # nothing is compiled yet
+        assert process.stderr is not None
+        assert process.stderr.readline() == "Loading kea-embedded\n"
+        time.sleep(1.0)
+        began = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+        took_s = time.monotonic() - began
+    assert (process.returncode, said) == (130, "Interrupted.\n")
+    assert took_s < 5  # loading takes ten seconds and more, and an ordinary exit waited for it

@@ -5,7 +5,6 @@ Knows no programs. The engine's settings come as `EngineConfig`, checked before 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -66,11 +65,12 @@ def create_transport(target: Target) -> Transport:
 async def _local_service(config: EngineConfig, name: str) -> AsyncIterator[Service]:
     """Load a model into this process, showing its progress, and open a service over it."""
     from kea.cluster import start_engine
+    from kea.cluster.abandoned import call_on_thread
     from kea.models import Tokenizer
     from kea.service import Service
 
     with LoadingView(f"Loading {name}") as view:
-        tokenizer = await asyncio.to_thread(Tokenizer.load, config.model)
+        tokenizer = await call_on_thread(lambda: Tokenizer.load(config.model))
         engine = await start_engine(config, "thread", view.show)
     try:
         async with Service([engine], tokenizer) as service:

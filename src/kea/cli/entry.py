@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
+from typing import NoReturn
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -17,11 +19,10 @@ def main() -> None:
     try:
         sys.exit(_run())
     except KeyboardInterrupt:
-        _say_interrupted()
-        sys.exit(INTERRUPTED)
+        _end_interrupted()
     except SystemExit as ending:
         if ending.code == INTERRUPTED:
-            _say_interrupted()
+            _end_interrupted()
         raise
 
 
@@ -54,5 +55,14 @@ def _tell(error: Exception) -> int:
     return WRONG_INPUT if isinstance(cause, InvalidRequest) else FAILED
 
 
-def _say_interrupted() -> None:
+def _end_interrupted() -> NoReturn:
+    """Say so and exit; at once where a thread was left behind, for which an ordinary exit would wait."""
+    from kea.cluster.abandoned import is_any_alive
+
+    with suppress(OSError):  # a pipe that nobody reads any more
+        sys.stdout.flush()
     sys.stderr.write("Interrupted.\n")
+    sys.stderr.flush()
+    if is_any_alive():
+        os._exit(INTERRUPTED)
+    sys.exit(INTERRUPTED)

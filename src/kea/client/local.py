@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -24,11 +23,12 @@ async def embedded_service(
     `functions`: native functions by name. `engine`: fields of `EngineConfig`.
     """
     from kea.cluster import start_engine
+    from kea.cluster.abandoned import call_on_thread
     from kea.engine.config import EngineConfig
     from kea.models import Tokenizer, require_embedded_model
 
     source = model or str(require_embedded_model())
-    tokenizer = await asyncio.to_thread(Tokenizer.load, source, revision=engine.get("revision"))
+    tokenizer = await call_on_thread(lambda: Tokenizer.load(source, revision=engine.get("revision")))
     started = await start_engine(EngineConfig(model=source, **engine), place="thread")
     try:
         config = config or ServiceConfig(idle_s=math.inf)  # the sessions are this process's own
