@@ -40,7 +40,7 @@ STAGES = (
     ("_batcher", "plan", "batcher: plan"),
     ("_runner", "run", "runner: flattened input"),
     ("_runner._model", "forward", "model"),
-    ("_runner", "_check", "runner: finite?"),
+    ("_runner._soundness", "begin", "runner: finite?"),
     ("_sampler", "sample", "sampler"),
     ("_batcher", "complete", "memory: commit"),
     ("_latency", "observe", "latency model"),

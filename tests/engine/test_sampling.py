@@ -48,6 +48,33 @@ def test_greedy_takes_the_best_token_and_the_lowest_id_of_equal_ones(sampler: Sa
     assert expected[2:] == [0, 17]
 
 
+@pytest.mark.parametrize("width", [3, 129, 700])
+def test_the_best_token_is_that_of_plain_comparison(sampler: Sampler, width: int) -> None:
+    """Also among negative numbers, zeros of both signs, numbers of many magnitudes and infinities below all of them."""
+    rng = np.random.default_rng(width)
+    logits = rng.normal(size=(600, width)).astype(np.float32) * 10.0 ** rng.integers(-40, 30, (600, 1))
+    logits[100:200] = -np.abs(logits[100:200])
+    logits[200:300] = rng.choice(np.array([-0.0, 0.0, -1.0], np.float32), (100, width))
+    logits[300:400][rng.random((100, width)) < 0.9] = -np.inf
+    logits[:, 1] = np.where(np.isfinite(logits.max(1)), logits[:, 1], -3.0)
+    rows = [SamplingRow(sampler.create_state(GREEDY, [])) for _ in logits]
+    assert ids(sampler.sample(torch.from_numpy(logits.astype(np.float32)), rows)) == logits.argmax(1).tolist()
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf])
+@pytest.mark.parametrize("place", [0, 130, 699])
+def test_a_row_with_a_logit_that_is_no_number_or_has_no_bound_is_not_drawn(
+    sampler: Sampler, bad: float, place: int
+) -> None:
+    logits = random_logits(2, width=700)
+    logits[0, place] = np.copysign(bad, bad)
+    for sampling in (GREEDY, Sampling(seed=1)):
+        rows = [SamplingRow(sampler.create_state(sampling, [])) for _ in range(2)]
+        first, second = sampler.sample(logits, rows)
+        assert isinstance(first, EngineFault)
+        assert isinstance(second, Drawn)
+
+
 def test_an_empty_batch_draws_nothing(sampler: Sampler) -> None:
     assert sampler.sample(torch.empty(0, VOCAB), []) == []
 

@@ -12,8 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kea.engine.drawing import ONE_THREAD_NUMEL, DrawRows, Noise, draw_by_kernels, draw_by_torch
+from kea.engine.drawing import DrawRows, Noise, draw_tokens
 from kea.engine.drawing_ahead import draw_ahead
+from kea.engine.drawing_cpu import ONE_THREAD_NUMEL, CpuDraws
+from kea.engine.penalties import RowState
 from kea.types import Sampling
 
 
@@ -44,7 +46,18 @@ def reference(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
 
 
 Draw = Callable[[DrawRows], list[int]]
-BOTH = pytest.mark.parametrize("draw", [draw_by_kernels, draw_by_torch])
+
+
+def draw_by_kernels(rows: DrawRows) -> list[int]:
+    """Draw as a CPU does in the engine."""
+    states = []
+    for sampling, noise in zip(rows.samplings, rows.noise, strict=True):
+        states.append(RowState(sampling, noise.seed, rows.logits.shape[-1]))
+        states[-1].num_drawn = noise.index
+    return [token_id for token_id in CpuDraws().draw(rows.logits, states) if token_id is not None]
+
+
+BOTH = pytest.mark.parametrize("draw", [draw_by_kernels, draw_tokens])
 
 
 def draw_many(draw: Draw, logits: np.ndarray, sampling: Sampling, num_draws: int) -> np.ndarray:
@@ -164,7 +177,7 @@ def test_kernels_draw_what_torch_draws(width: int) -> None:
     logits = torch.from_numpy(rng.normal(size=(40, width)).astype(np.float32) * 3)
     samplings = [CASES[row % len(CASES)] for row in range(40)]
     rows = DrawRows(logits, logits.amax(-1), samplings, [Noise(row, row % 5) for row in range(40)])
-    assert draw_by_kernels(rows) == draw_by_torch(rows)
+    assert draw_by_kernels(rows) == draw_tokens(rows)
 
 
 @pytest.mark.parametrize("sampling", CASES)
@@ -173,7 +186,7 @@ def test_draws_that_nobody_waits_for_give_the_same_tokens(sampling: Sampling) ->
     logits = torch.randn(200, 1500, generator=generator).mul_(2.5)
     rows = DrawRows(logits, logits.amax(-1), [sampling] * 200, [Noise(seed, seed % 5) for seed in range(200)])
     token_ids, is_settled = draw_ahead(rows)
-    expected = torch.tensor(draw_by_torch(rows))
+    expected = torch.tensor(draw_tokens(rows))
     assert torch.equal(token_ids[is_settled], expected[is_settled])
     assert is_settled.sum() >= 80  # a top_p near zero rejects almost every first draw
 
@@ -184,7 +197,7 @@ def test_a_mixed_batch_is_drawn_row_by_row_as_it_would_be_alone() -> None:
     rows = DrawRows(logits, logits.amax(-1), CASES, [Noise(9, i) for i in range(len(CASES))])
     token_ids, is_settled = draw_ahead(rows)
     for row in is_settled.nonzero().flatten().tolist():
-        assert draw_by_torch(rows.take([row])) == [int(token_ids[row])]
+        assert draw_tokens(rows.take([row])) == [int(token_ids[row])]
 
 
 def test_rows_that_are_not_numbers_end_no_draw() -> None:

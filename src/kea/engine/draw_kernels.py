@@ -18,8 +18,12 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
 
+I32 = NDArray[np.int32]
+
 BLOCK = 128
 BELOW_ONE = 1.0 - 2.0**-53
+NO_TOKEN = -1
+INFINITY_BITS = np.int32(0x7F800000)
 LEAST_Z = -87.0  # below it e**z is no normal fp32 number: nothing
 
 
@@ -52,6 +56,13 @@ def mix(z: np.uint64) -> np.uint64:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
+
+
+@compiled(exact=True)
+def key_of(seed: np.uint64, index: np.uint64) -> np.uint64:
+    """Return a draw's key: `kea.engine.drawing.Noise.key` of a seed's lowest 64 bits."""
+    golden = np.uint64(0x9E3779B97F4A7C15)
+    return mix(mix(seed ^ golden) + (index + np.uint64(1)) * golden)
 
 
 @compiled(exact=True)
@@ -216,29 +227,70 @@ def weigh(row: F32, scale: tuple[np.float32, np.float32, np.float32], w: F32) ->
         w[i] = weight(row[i], best, temperature, least)
 
 
+@compiled(exact=True)
+def highest(bits: I32) -> tuple[np.int32, np.int32]:
+    """Return the greatest of some fp32 numbers, as bits in an order of integers, and the greatest bits of a magnitude.
+
+    Of integers, so that the loop becomes vectors: with numbers that may be no numbers it would not.
+    """
+    high, size = np.int32(-0x80000000), np.int32(0)
+    for i in range(bits.shape[0]):
+        magnitude = np.int32(bits[i] & np.int32(0x7FFFFFFF))
+        high = max(high, np.int32(bits[i] ^ ((bits[i] >> np.int32(31)) & np.int32(0x7FFFFFFF))))
+        size = max(size, magnitude)
+    return high, size
+
+
+@compiled(exact=True)
+def find_best(row: F32) -> int:
+    """Return the best token, of equal ones the first; `NO_TOKEN` where no logit is finite or one is not a number."""
+    bits = row.view(np.int32)
+    high, place = np.int32(-0x80000000), 0
+    for start in range(0, row.shape[0], BLOCK):
+        block_high, size = highest(bits[start : start + BLOCK])
+        if size > INFINITY_BITS:
+            return NO_TOKEN
+        if block_high > high and not (block_high == 0 and high == -1):  # 0.0 is as good as the -0.0 before it
+            high, place = block_high, start
+    if high == INFINITY_BITS or high == (INFINITY_BITS ^ np.int32(-1)):
+        return NO_TOKEN
+    best = row[place]
+    for i in range(place, min(place + BLOCK, row.shape[0])):
+        if row[i] > best:
+            best, place = row[i], i
+    return place
+
+
 @compiled()
-def draw_part(logits: F32, settings: F64, keys: U64, drawn: I64) -> None:
-    """Draw a token for each row [R, V]. `settings` [R, 5]: best logit, temperature, least exponent, top_p, top_k."""
+def draw_part(logits: F32, settings: F64, noise: U64, drawn: I64) -> None:
+    """Choose a token for each row [R, V], or `NO_TOKEN`. `settings` [R, 4]: temperature, least exponent, top_p, top_k.
+
+    The best one where the temperature is 0; else one drawn with `noise` [R, 2]: the seed and the index of the draw.
+    """
     width = logits.shape[1]
     w = np.empty(width, np.float32)
     sums = np.empty((width + BLOCK - 1) // BLOCK, np.float64)
     for row in range(logits.shape[0]):
-        best, temperature, least, top_p, most = settings[row]
+        temperature, least, top_p, most = settings[row]
+        drawn[row] = best = find_best(logits[row])
+        if best == NO_TOKEN or temperature == 0.0:
+            continue
         top_k = int(most)
-        scale = (np.float32(best), np.float32(temperature), np.float32(least))
+        scale = (logits[row, best], np.float32(temperature), np.float32(least))
+        key = key_of(noise[row, 0], noise[row, 1])
         if 0 < top_k < width:
             top = np.empty(top_k, np.int64)
             find_top(logits[row], top)
-            drawn[row] = draw_top(logits[row], top, scale, top_p, uniform(keys[row], 0))
+            drawn[row] = draw_top(logits[row], top, scale, top_p, uniform(key, 0))
         else:
             weigh(logits[row], scale, w)
-            drawn[row] = draw_by_weight(logits[row], w, sums, top_p, keys[row])
+            drawn[row] = draw_by_weight(logits[row], w, sums, top_p, key)
 
 
 @compiled(parallel=True)
-def draw_rows(logits: F32, settings: F64, keys: U64, drawn: I64, num_parts: int) -> None:
+def draw_rows(logits: F32, settings: F64, noise: U64, drawn: I64, num_parts: int) -> None:
     """Do as `draw_part`, the rows in as many parts as there are threads."""
     num_rows = logits.shape[0]
     for part in prange(num_parts):
         lo, hi = part * num_rows // num_parts, (part + 1) * num_rows // num_parts
-        draw_part(logits[lo:hi], settings[lo:hi], keys[lo:hi], drawn[lo:hi])
+        draw_part(logits[lo:hi], settings[lo:hi], noise[lo:hi], drawn[lo:hi])

@@ -23,13 +23,12 @@ import torch
 from kea.engine.transfer import send, send_index
 from kea.types import Sampling
 
-ONE_THREAD_NUMEL = 1 << 20
 WIDTHS = (64, 1024)
 _BLOCK = 128
 _BELOW_ONE = 1.0 - 2.0**-53
-_MASK = (1 << 64) - 1
+MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
-_TINY = float(np.finfo(np.float32).tiny)
+TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +41,20 @@ class Noise:
     @property
     def key(self) -> int:
         """64 bits that stand for the draw: SplitMix64 (Steele et al., OOPSLA 2014) of the seed, then of the index."""
-        state = _mix((self.seed & _MASK) ^ _GOLDEN)
-        return _mix((state + (self.index + 1) * _GOLDEN) & _MASK)
+        state = _mix((self.seed & MASK) ^ _GOLDEN)
+        return _mix((state + (self.index + 1) * _GOLDEN) & MASK)
 
     def uniform(self, attempt: int) -> float:
         """Return a number in [0, 1): 53 bits of the key, or of what follows it."""
         state = self.key
         if attempt:
-            state = _mix((state + attempt * _GOLDEN) & _MASK)
+            state = _mix((state + attempt * _GOLDEN) & MASK)
         return (state >> 11) * 2.0**-53
 
 
 def _mix(z: int) -> int:
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
     return z ^ (z >> 31)
 
 
@@ -81,7 +80,7 @@ class DrawRows:
 
     def scale(self, logits: torch.Tensor) -> torch.Tensor:
         """Return z = (logit - best) / temperature <= 0, in the shape of `logits` [R, n]."""
-        temperature = [max(sampling.temperature, _TINY) for sampling in self.samplings]
+        temperature = [max(sampling.temperature, TINY) for sampling in self.samplings]
         return logits.sub(self.best[:, None]).div_(self.column(temperature, torch.float32))
 
     def weigh(self, z: torch.Tensor) -> torch.Tensor:
@@ -103,35 +102,6 @@ class DrawRows:
 
 def draw_tokens(rows: DrawRows) -> list[int]:
     """Draw each row's token: temperature, then min_p, top_k and top_p, each over what the one before it left."""
-    return draw_by_kernels(rows) if rows.logits.device.type == "cpu" else draw_by_torch(rows)
-
-
-def draw_by_kernels(rows: DrawRows) -> list[int]:
-    """Draw by our own kernels, for a CPU: a row in one go, on several threads where there is much to do."""
-    from kea.attention.threads import running_kernels
-    from kea.engine import draw_kernels as kernels
-
-    num_rows = len(rows.samplings)
-    settings = np.empty((num_rows, 5))
-    settings[:, 0] = rows.best.numpy()
-    settings[:, 1] = [max(s.temperature, _TINY) for s in rows.samplings]
-    settings[:, 2] = [max(kernels.LEAST_Z, math.log(s.min_p) if s.min_p > 0.0 else -math.inf) for s in rows.samplings]
-    settings[:, 3] = [s.top_p for s in rows.samplings]
-    settings[:, 4] = [s.top_k for s in rows.samplings]
-    keys = np.array([noise.key for noise in rows.noise], dtype=np.uint64)
-    drawn = np.empty(num_rows, dtype=np.int64)
-    logits = rows.logits.contiguous().numpy()
-    if logits.size <= ONE_THREAD_NUMEL:
-        kernels.draw_part(logits, settings, keys, drawn)
-    else:
-        with running_kernels() as num_threads:
-            kernels.draw_rows(logits, settings, keys, drawn, num_threads)
-    token_ids: list[int] = drawn.tolist()
-    return token_ids
-
-
-def draw_by_torch(rows: DrawRows) -> list[int]:
-    """Draw by torch's operators, on any device."""
     width = rows.logits.shape[-1]
     drawn = [0] * len(rows.samplings)
     kinds = [

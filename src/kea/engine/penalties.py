@@ -75,6 +75,7 @@ class RowState:
         self.bias_ids = np.fromiter(sampling.logit_bias.keys(), dtype=np.int64)
         self.bias = np.fromiter(sampling.logit_bias.values(), dtype=np.float32)
         self.counts = _create_counts(sampling, prompt_ids)
+        self.is_plain = self.counts is None and not len(self.bias_ids)  # no edit of the logits is ever due
 
     def push(self, token_id: int) -> None:
         """Record that the generation drew this token."""

@@ -5,19 +5,17 @@ requests.
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from kea.attention.base import Run, SequencePlan, StepPlan
 from kea.engine.draft import StepWork, WorkItem
+from kea.engine.soundness import FindUnsound, Soundness
 from kea.engine.transfer import send
 from kea.memory import KVMemory, PageCopy
 from kea.models.base import CapturingDecoder, DecoderModel, StepInput
-
-FindUnsound = Callable[[], list[WorkItem]]
 
 
 class Runner:
@@ -30,6 +28,7 @@ class Runner:
         self._memory = memory
         self._page_tokens = page_tokens
         self._cache = model.create_cache(num_pages * page_tokens)
+        self._soundness = Soundness(self._cache[-1])
         if isinstance(model, CapturingDecoder):
             model.capture(self._cache, page_tokens, max_rows)
 
@@ -43,7 +42,7 @@ class Runner:
         step = self._step_input(work.items, logit_rows)
         with torch.inference_mode():
             logits = self._model.forward(step, self._cache)
-            return logits, self._check(work.items, step.plan.slots)
+            return logits, self._soundness.begin(work.items, step.plan.slots)
 
     def wipe(self, item: WorkItem) -> None:
         """Zero what an item has written, or was to write."""
@@ -51,27 +50,6 @@ class Runner:
         for layer in self._cache:
             layer.keys[slots] = 0
             layer.values[slots] = 0
-
-    def _check(self, items: Sequence[WorkItem], slots: torch.Tensor) -> FindUnsound:
-        """Return what finds the items of which a row's KV is not finite. The last layer tells: what is not finite in a
-        layer before it reaches it through the residual stream.
-        """
-        last = self._cache[-1]
-        rows = [part.index_select(0, slots).flatten(1) for part in (last.keys, last.values)]
-        sums = torch.stack([part.sum(dtype=torch.float32) for part in rows])
-
-        def find() -> list[WorkItem]:
-            if all(map(math.isfinite, sums.tolist())):
-                return []
-            is_sound = torch.cat(rows, dim=1).isfinite().all(dim=1).tolist()
-            stops = itertools.accumulate(item.num_tokens for item in items)
-            return [
-                item
-                for item, stop in zip(items, stops, strict=True)
-                if not all(is_sound[stop - item.num_tokens : stop])
-            ]
-
-        return find
 
     def copy(self, copies: Sequence[PageCopy]) -> None:
         """Perform page copies, in order."""

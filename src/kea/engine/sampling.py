@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import torch
 
 from kea.engine.constraints import apply_masks
-from kea.engine.drawing import ONE_THREAD_NUMEL, DrawRows, Noise, draw_tokens
+from kea.engine.drawing import DrawRows, Noise, draw_tokens
 from kea.engine.drawing_ahead import draw_ahead
+from kea.engine.drawing_cpu import ONE_THREAD_NUMEL, CpuDraws
 from kea.engine.logprobs import token_logprobs
 from kea.engine.penalties import RowState, add_bias, apply_penalties, ban_tokens
 from kea.engine.transfer import send_index
@@ -42,8 +43,7 @@ class SamplingRow:
     @property
     def is_plain(self) -> bool:
         """Whether the logits are used as they are."""
-        state = self.state
-        return self.mask is None and not self.banned and state.counts is None and not len(state.bias_ids)
+        return self.mask is None and not self.banned and self.state.is_plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,7 @@ class Sampler:
     def __init__(self, vocab_size: int, entropy: Callable[[], int]) -> None:
         self._vocab_size = vocab_size
         self._entropy = entropy
+        self._cpu = CpuDraws()
 
     def create_state(self, sampling: Sampling, prompt_ids: Sequence[int]) -> RowState:
         """Return the state of a generation that follows these tokens; `InvalidRequest` as `RowState` raises it."""
@@ -87,12 +88,14 @@ class Sampler:
         """
         if not rows:
             return []
-        with torch.inference_mode(), _threads_for(logits):
-            if indices is not None and len(indices) != len(logits):
-                logits = logits.index_select(0, torch.tensor(indices, device=logits.device))
-            processed = _process(logits, rows)
-            token_ids = _choose(processed, rows)
-            reports = _report(logits, rows, token_ids)
+        if indices is not None and len(indices) != len(logits):
+            logits = logits.index_select(0, torch.tensor(indices, device=logits.device))
+        if all(row.logprobs is None and row.is_plain for row in rows):
+            token_ids, reports = self._choose(logits, rows), {}
+        else:
+            with torch.inference_mode(), _threads_for(logits):
+                token_ids = self._choose(_process(logits, rows), rows)
+                reports = _report(logits, rows, token_ids)
         drawn: list[Drawn | KeaError] = []
         for row, (spec, token_id) in enumerate(zip(rows, token_ids, strict=True)):
             if token_id is None:
@@ -101,6 +104,13 @@ class Sampler:
                 spec.state.push(token_id)
                 drawn.append(Drawn(token_id, reports.get(row)))
         return drawn
+
+    def _choose(self, logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[int | None]:
+        """Return each row's token id; None where no logit is finite or one is not a number."""
+        if logits.device.type == "cpu":
+            return self._cpu.draw(logits, [row.state for row in rows])
+        with torch.inference_mode():
+            return choose_ahead(logits, rows)
 
 
 @contextmanager
@@ -134,30 +144,11 @@ def _process(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
     return logits
 
 
-def _choose(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[int | None]:
-    """Return each row's token id; None where no logit is finite or one is not a number.
-
-    On a CPU a draw may look at what it has before it goes on. On a device all is queued, and read back once.
+def choose_ahead(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[int | None]:
+    """Choose the tokens on a device that is not waited for: one transfer, and one more for rows that were not settled
+    in the first go.
     """
     best, best_ids = logits.max(dim=-1)  # the first of equal ones
-    if logits.device.type != "cpu":
-        return _choose_ahead(logits, best, best_ids, rows)
-    is_sound = best.isfinite().tolist()
-    token_ids: list[int | None] = [
-        token_id if sound else None for token_id, sound in zip(best_ids.tolist(), is_sound, strict=True)
-    ]
-    random = [row for row, spec in enumerate(rows) if is_sound[row] and not spec.state.sampling.is_greedy]
-    if random:
-        draws = _draw_rows(logits, best, rows)
-        for row, token_id in zip(random, draw_tokens(draws.take(random)), strict=True):
-            token_ids[row] = token_id
-    return token_ids
-
-
-def _choose_ahead(
-    logits: torch.Tensor, best: torch.Tensor, best_ids: torch.Tensor, rows: Sequence[SamplingRow]
-) -> list[int | None]:
-    """Return what `_choose` does, with one transfer, and one more for rows that were not settled in the first go."""
     random = [row for row, spec in enumerate(rows) if not spec.state.sampling.is_greedy]
     token_ids, is_settled = best_ids.clone(), torch.ones_like(best_ids)
     draws = _draw_rows(logits, best, rows)

@@ -1,0 +1,57 @@
+"""Draws of a whole batch on a CPU: one call of our kernels, no operator of torch. Knows no requests.
+
+Gives the tokens of `drawing`, whose laws and randomness it uses. Owns the arrays that tell the kernels how rows are
+drawn; they are made anew only where the batch has changed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from kea.attention.threads import running_kernels
+from kea.engine import draw_kernels as kernels
+from kea.engine.drawing import MASK, TINY
+from kea.engine.penalties import RowState
+from kea.types import Sampling
+
+ONE_THREAD_NUMEL = 1 << 20
+
+
+class CpuDraws:
+    """How the rows of the last batch are drawn. Lives with its sampler."""
+
+    def __init__(self) -> None:
+        self._states: list[RowState] = []
+        self._settings = np.empty((0, 4))
+        self._noise = np.empty((0, 2), np.uint64)
+        self._drawn = np.empty(0, np.int64)
+
+    def draw(self, logits: torch.Tensor, states: Sequence[RowState]) -> list[int | None]:
+        """Return each row's token of the logits [R, V] fp32; None where none is finite or one is not a number."""
+        if states != self._states:
+            self._follow(states)
+        self._noise[:, 1] = [state.num_drawn for state in states]
+        arguments = (logits.contiguous().numpy(), self._settings, self._noise, self._drawn)
+        if logits.numel() <= ONE_THREAD_NUMEL:
+            kernels.draw_part(*arguments)
+        else:
+            with running_kernels() as num_threads:
+                kernels.draw_rows(*arguments, num_threads)
+        token_ids: list[int] = self._drawn.tolist()
+        return [None if token_id == kernels.NO_TOKEN else token_id for token_id in token_ids]
+
+    def _follow(self, states: Sequence[RowState]) -> None:
+        self._states = list(states)
+        self._settings = np.array([_settings(state.sampling) for state in states])
+        self._noise = np.array([(state.seed & MASK, 0) for state in states], dtype=np.uint64)
+        self._drawn = np.empty(len(states), np.int64)
+
+
+def _settings(sampling: Sampling) -> tuple[float, float, float, float]:
+    least = max(kernels.LEAST_Z, math.log(sampling.min_p) if sampling.min_p > 0.0 else -math.inf)
+    temperature = 0.0 if sampling.is_greedy else max(sampling.temperature, TINY)
+    return temperature, least, sampling.top_p, float(sampling.top_k)
