@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ import httpx2
 import pytest
 
 import kea
+from kea.client import http
 from kea.client.http import HttpChannel, HttpTransport
 from kea.errors import Conflict, InvalidRequest, KeaError, ModelLoadFailed, Unreachable
 from kea.program.call import Program
@@ -123,10 +125,12 @@ async def test_a_stream_that_ends_early_is_an_error() -> None:
 
 async def test_many_readers_share_a_request() -> None:
     paths: list[str] = []
-    is_late = asyncio.Event()
+    is_late, are_both_here = asyncio.Event(), asyncio.Event()
 
     async def answer(request: httpx2.Request) -> httpx2.Response:
         paths.append(request.url.path.rpartition("/")[2])
+        if len(paths) == 2:
+            are_both_here.set()
         await is_late.wait()
         if request.method == "GET":
             return httpx2.Response(200, json={"id": "v0", "state": "ready", "value": "v0"})
@@ -137,10 +141,10 @@ async def test_many_readers_share_a_request() -> None:
     client = httpx2.AsyncClient(transport=httpx2.MockTransport(answer), base_url="http://host")
     channel = HttpChannel(client, 7, "secret")
     reads = [asyncio.create_task(channel.get(f"v{idx}", None, None)) for idx in range(1000)]
-    await asyncio.sleep(0.05)
-    assert paths == ["v0", "read"]
+    await asyncio.wait_for(are_both_here.wait(), 10)
     is_late.set()
     assert await asyncio.gather(*reads) == [f"v{idx}" for idx in range(1000)]
+    assert paths == ["v0", "read"]
 
 
 async def test_closing_a_session_that_is_gone_is_no_error() -> None:
@@ -180,3 +184,23 @@ async def test_the_loop_of_an_author_stays_free() -> None:
             assert await reading == "P"
     ticking.cancel()
     assert ticks > 3
+
+
+async def test_a_peer_that_vanished_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "getproxies", lambda: {"no": "localhost"})
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        transport = HttpTransport(f"http://{host}:{port}")
+        await transport.open()
+        assert transport._client is not None
+        async with transport._client.stream("GET", "/") as response:
+            used = response.extensions["network_stream"].get_extra_info("socket")
+            assert used.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert used.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == http.SILENCE_S[0]
+        await transport.close()

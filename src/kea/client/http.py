@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from typing import TYPE_CHECKING, Any
+from urllib.request import getproxies
 
 from kea.client.reading import SharedReads
 from kea.errors import Cancelled, InvalidRequest, KeaError, NotFound, Unreachable, error_from_dict
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 10.0
 READ_LINGER_S = 0.001
+SILENCE_S = 60, 15, 4
+"""A peer that sends nothing for the first number of seconds is asked, every so many seconds, so many times."""
 
 
 class HttpTransport:
@@ -41,7 +45,7 @@ class HttpTransport:
             base_url=self._url,
             headers=self._headers,
             timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S),
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=64),
+            **_connections(),
         )
         self._client = await self._stack.enter_async_context(client)
 
@@ -52,6 +56,26 @@ class HttpTransport:
 
     async def close(self) -> None:
         await self._stack.aclose()
+
+
+def _connections() -> dict[str, Any]:
+    """Return how the client connects: as often as needed, and asking the peer's system whether it is still there.
+
+    A reader may wait for hours, rightly; a machine that vanished would never answer it. Where the environment names a
+    proxy, connections are as that needs them.
+    """
+    import httpx2
+
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=64)
+    if getproxies().keys() & {"http", "https", "all"}:
+        return {"limits": limits}
+    idle_s, interval_s, num_probes = SILENCE_S
+    wanted = {"TCP_KEEPIDLE": idle_s, "TCP_KEEPALIVE": idle_s, "TCP_KEEPINTVL": interval_s, "TCP_KEEPCNT": num_probes}
+    known = [
+        (socket.IPPROTO_TCP, getattr(socket, name), value) for name, value in wanted.items() if hasattr(socket, name)
+    ]
+    options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), *known]
+    return {"transport": httpx2.AsyncHTTPTransport(limits=limits, socket_options=options)}
 
 
 class HttpChannel:
