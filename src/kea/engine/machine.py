@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from kea.engine.containers import try_cores, try_memory_room
 from kea.errors import InvalidRequest
 
 _MEMINFO = Path("/proc/meminfo")
@@ -33,21 +34,26 @@ def use_device(device: str) -> None:
 
 
 def free_memory_bytes(device: str) -> int:
-    """Return the bytes that can be allocated on a device ("cpu", "cuda:0") without displacing anything."""
+    """Return the bytes that can be allocated on a device ("cpu", "cuda:0") without displacing anything, within the
+    limit of a container.
+    """
     if device.startswith("cuda"):
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
     if _MEMINFO.exists():
         fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024
+        available = int(fields["MemAvailable"].split()[0]) * 1024
+        room = try_memory_room()
+        return available if room is None else min(available, room)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def num_cores() -> int:
-    """Return the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return the cores that this process may use, within the limit of a container: more threads than that would be
+    stopped in the middle of a step.
+    """
+    num_there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(num_there, try_cores() or num_there)
 
 
 def set_num_threads(num_threads: int | None) -> None:
