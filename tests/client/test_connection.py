@@ -14,7 +14,7 @@ import pytest
 import kea
 from kea.client import http
 from kea.client.http import HttpChannel, HttpTransport
-from kea.errors import Conflict, InvalidRequest, KeaError, ModelLoadFailed, Unreachable
+from kea.errors import Conflict, DeadlineExceeded, InvalidRequest, KeaError, ModelLoadFailed, Unreachable
 from kea.program.call import Program
 from kea.program.events import StreamEvent
 from kea.service import Service
@@ -96,6 +96,25 @@ def answering(status: int, **content: Any) -> HttpChannel:
     """A channel to a server that answers everything alike."""
     transport = httpx2.MockTransport(lambda request: httpx2.Response(status, **content))
     return HttpChannel(httpx2.AsyncClient(transport=transport, base_url="http://host"), 7, "secret")
+
+
+async def test_a_variable_is_asked_for_again_and_again() -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        asked.append(request.url.params["deadline_s"])
+        if len(asked) < 3:
+            return httpx2.Response(408, json={"error": DeadlineExceeded("not yet", param="deadline_s").to_dict()})
+        return httpx2.Response(200, json={"id": "v", "state": "ready", "value": "there"})
+
+    client = httpx2.AsyncClient(transport=httpx2.MockTransport(answer), base_url="http://host")
+    channel = HttpChannel(client, 7, "secret")
+    assert await channel.get("v", None, None) == "there"
+    assert asked == [str(http.POLL_S)] * 3
+    del asked[:]
+    with pytest.raises(DeadlineExceeded, match="not yet"):
+        await channel.get("v", None, 1.5)
+    assert asked == ["1.5"]
 
 
 async def test_an_error_of_the_server_keeps_its_class() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.request import getproxies
 
 from kea.client.reading import SharedReads
-from kea.errors import Cancelled, InvalidRequest, KeaError, NotFound, Unreachable, error_from_dict
+from kea.errors import Cancelled, DeadlineExceeded, InvalidRequest, KeaError, NotFound, Unreachable, error_from_dict
 from kea.program.call import Program
 from kea.program.events import EventDecoder, StreamEvent
 from kea.program.status import SessionStatus, status_from_json
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import httpx2
 
 CONNECT_TIMEOUT_S = 10.0
+POLL_S = 30.0
+"""So long one request waits for a variable: proxies end those on which nothing comes for a minute."""
 READ_LINGER_S = 0.001
 SILENCE_S = 60, 15, 4
 """A peer that sends nothing for the first number of seconds is asked, every so many seconds, so many times."""
@@ -99,12 +101,20 @@ class HttpChannel:
         """Read alone if nobody else reads, or within a deadline; others share requests: 1,000 need no 1,000 sockets."""
         if self._num_alone and deadline_s is None:
             return await self._reads.get(variable_id, criteria)
-        params = _query(criteria, deadline_s)
         self._num_alone += 1
         try:
-            answer = await self._request("GET", f"/variables/{variable_id}", params=params)
+            while True:
+                try:
+                    return await self._wait(variable_id, criteria, POLL_S if deadline_s is None else deadline_s)
+                except DeadlineExceeded:
+                    if deadline_s is not None:
+                        raise
         finally:
             self._num_alone -= 1
+
+    async def _wait(self, variable_id: str, criteria: Criteria | None, deadline_s: float) -> str:
+        params = _query(criteria, deadline_s)
+        answer = await self._request("GET", f"/variables/{variable_id}", params=params)
         return str(answer["value"])
 
     async def stream(self, variable_id: str, criteria: Criteria | None) -> AsyncGenerator[str]:
