@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import sys
 
+import pytest
 from rich.console import Console
 
 from kea.cli.outputs import OutputView
@@ -32,6 +34,30 @@ def test_a_pipe_gets_each_output_once_when_it_is_finished() -> None:
         view.finish("a", "plan", 2.0)
         view.finish("b", "code", 2.0)
     assert text_of(console) == f"plan  1.00 s  first part\ncode  1.00 s\n  {'x' * 100}\n"
+
+
+def test_an_output_waits_for_the_end_of_the_applications_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Both print to standard output, and the application streams: `print(piece, end="")`."""
+    with OutputView(Console(width=60, soft_wrap=True)) as view:
+        sys.stdout.write("Once")
+        view.write("a", "plan", "first", 0.0)
+        view.finish("a", "plan", 1.0)
+        sys.stdout.write(" upon")
+        view.fail("b", "code", "It broke.")
+        sys.stdout.write(" a time\n")
+        view.finish("c", "last", 2.0)
+        sys.stdout.write("the end")
+        view.finish("d", "more", 2.0)
+    sys.stdout.write("afterwards\n")
+    assert capsys.readouterr().out.splitlines() == [
+        "Once upon a time",
+        "plan  1.00 s  first",
+        "code  failed  It broke.",
+        "last  -  (empty)",
+        "the end",
+        "more  -  (empty)",
+        "afterwards",
+    ]
 
 
 def test_lines_stay_lines() -> None:

@@ -1,14 +1,17 @@
 """Variables in the terminal while they are written. Knows no session: it is told of pieces and ends.
 
 On a terminal, the lines at the bottom show the newest words of every variable that is being written; what is finished
-is printed above, whole. Elsewhere (a pipe, a file) each variable is printed once, when it is finished.
+is printed above, whole. Elsewhere (a pipe, a file) each variable is printed once, when it is finished, and never inside
+a line that the application has begun to print.
 """
 
 from __future__ import annotations
 
+import sys
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO, cast
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -16,6 +19,7 @@ from rich.text import Text
 
 from kea.cli.console import printable
 from kea.cli.labels import format_seconds
+from kea.cli.lines import SharedLines
 
 REFRESH_PER_S = 15
 MAX_LIVE_LINES = 12
@@ -43,16 +47,24 @@ class OutputView:
         self._is_quiet = is_quiet
         self._open: dict[str, _Open] = {}
         self._live = Live(get_renderable=self._draw, console=console, transient=True, refresh_per_second=REFRESH_PER_S)
+        self._stack = ExitStack()
+        self._shared: SharedLines | None = None
 
     def __enter__(self) -> Self:
         if self._console.is_terminal and not self._is_quiet:
             self._live.start()
+        elif self._console.file is sys.stdout:
+            self._shared = SharedLines(sys.stdout)
+            self._stack.enter_context(redirect_stdout(cast("TextIO", self._shared)))
+            self._stack.callback(self._shared.end)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._live.stop()
+        self._stack.close()
+        self._shared = None
 
     def write(self, variable_id: str, label: str, piece: str, now_s: float) -> None:
         """Append a piece to a variable, which begins with its first piece."""
@@ -73,6 +85,14 @@ class OutputView:
 
     def _print(self, head: Text, body: str) -> None:
         """Print a short text beside its head, a longer one below."""
+        if self._shared is not None:
+            with self._console.capture() as block:
+                self._layout(head, body)
+            self._shared.put(block.get())
+        else:
+            self._layout(head, body)
+
+    def _layout(self, head: Text, body: str) -> None:
         if self._live.is_started:
             self._live.refresh()  # what is printed now must not stay in the lines at the bottom as well
         if "\n" not in body and len(head) + INDENT + len(body) < self._console.width:
