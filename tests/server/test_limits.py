@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import openai
 import pytest
@@ -11,7 +13,9 @@ import pytest
 from kea.errors import LimitExceeded
 from kea.server.config import ApiKey, Limits, ServerConfig
 from kea.server.limits import Slots
-from tests.server.support import serving
+from tests.server.support import ChatTokenizer, serving
+
+LONG = "x" * 10_000_000
 
 
 async def test_long_bodies_are_refused_before_they_are_read() -> None:
@@ -61,6 +65,36 @@ async def test_prompts_have_a_length() -> None:
         with pytest.raises(openai.BadRequestError, match="at most 10") as caught:
             await running.openai.completions.create(model="fake", prompt="1234567890")
         assert caught.value.param == "prompt"
+
+
+@pytest.mark.parametrize("body", [{"prompt": LONG}, {"messages": [{"role": "user", "content": LONG}]}])
+async def test_a_text_that_no_context_holds_is_not_tokenised(body: dict[str, Any]) -> None:
+    async with serving() as running:
+        response = await running.http.post("/tokenize", json=body)
+        assert response.status_code == 400
+        assert response.json()["error"]["code"] == "context_length_exceeded"
+
+
+class WatchedTokenizer(ChatTokenizer):
+    """Notes on which thread it decodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: set[int] = set()
+
+    def decode(self, token_ids: Sequence[int], *, skip_special: bool | None = None) -> str:
+        self.threads.add(threading.get_ident())
+        return super().decode(token_ids, skip_special=skip_special)
+
+
+async def test_many_ids_are_read_beside_the_loop() -> None:
+    tokenizer = WatchedTokenizer()
+    async with serving(tokenizer=tokenizer) as running:
+        tokenizer.threads.clear()
+        response = await running.http.post("/detokenize", json={"tokens": [tokenizer.encode("a")[-1]] * 30_000})
+        assert response.json()["prompt"] == "a" * 30_000
+    assert tokenizer.threads
+    assert threading.get_ident() not in tokenizer.threads
 
 
 def test_slots_are_given_back() -> None:

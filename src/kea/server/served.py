@@ -13,7 +13,7 @@ from kea.errors import ContextLengthExceeded, InvalidRequest, NotFound, Unsuppor
 from kea.server.parsers import OutputFormat
 
 INLINE_CHARS = 20_000
-"""Longer texts are tokenised on another thread, so that the event loop goes on."""
+"""Longer texts, and more ids, are tokenised and read on another thread, so that the event loop goes on."""
 READ_CHARS = 500_000
 """Up to here a text that cannot fit is tokenised nevertheless, so that its error tells how many tokens it has."""
 
@@ -107,6 +107,11 @@ class ServedModel:
         encode = partial(self.tokenizer.encode_chat, messages, **options)
         num_chars = sum(len(str(message)) for message in messages) + len(str(options.get("tools") or ""))
         return tuple(encode() if num_chars <= INLINE_CHARS else await asyncio.to_thread(encode))
+
+    async def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of ids, special tokens included."""
+        decode = partial(self.tokenizer.decode, token_ids, skip_special=False)
+        return decode() if len(token_ids) <= INLINE_CHARS else await asyncio.to_thread(decode)
 
     def check_ids(self, token_ids: Sequence[int], param: str) -> None:
         """Raise `InvalidRequest` for ids outside the vocabulary."""

@@ -61,7 +61,7 @@ def _field_names(body: ChatBody) -> tuple[str, str]:
 def _wanted(body: ChatBody) -> Wanted:
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("stream_options is set; it needs stream to be true.", param="stream_options")
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:  # 0 asks for nothing: some clients always send it
         raise InvalidRequest("top_logprobs is set; it needs logprobs to be true.", param="top_logprobs")
     if body.prompt_logprobs is not None and body.stream:
         raise InvalidRequest("prompt_logprobs is set; it needs stream to be false.", param="prompt_logprobs")

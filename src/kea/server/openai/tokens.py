@@ -30,11 +30,14 @@ async def _encode(call: Call, body: TokenizeBody) -> tuple[int, ...]:
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequest("Exactly one of prompt and messages is needed.", param="prompt")
     if body.prompt is not None:
+        model.check_chars(len(body.prompt), "prompt")
         return await model.encode(body.prompt, special=body.add_special_tokens is not False)
     plan = plan_tools(model, [tool.function for tool in body.tools or ()], None)
     options = check_options(body.chat_template_kwargs)
+    messages = template_messages(body.messages or ())
+    model.check_chars(sum(len(message["content"]) for message in messages), "messages")
     return await model.encode_chat(
-        template_messages(body.messages or ()),
+        messages,
         tools=plan.offered,
         add_generation_prompt=body.add_generation_prompt is not False,
         **options,
@@ -47,4 +50,4 @@ async def detokenize(call: Call) -> ASGIApp:
     model = call.state.model
     model.check_name(body.model)
     model.check_ids(body.tokens, "tokens")
-    return DetokenizeReply(prompt=model.tokenizer.decode(body.tokens, skip_special=False)).to_response()
+    return DetokenizeReply(prompt=await model.decode(body.tokens)).to_response()
