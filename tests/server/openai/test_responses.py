@@ -314,6 +314,19 @@ async def test_the_store_is_bounded_and_forgets() -> None:
             await running.openai.responses.create(model="fake", input="x", background=True)
 
 
+async def test_who_stores_much_pushes_out_nobody_elses() -> None:
+    keys = (ApiKey("a", "secret-of-a"), ApiKey("b", "secret-of-b"))
+    config = ServerConfig(port=0, api_keys=keys, limits=Limits(max_stored_responses=3))
+    async with serving(FakeEngine(scripted("Hi.")), config, api_key="secret-of-a") as running:
+        of_b = running.openai.with_options(api_key="secret-of-b")
+        first = await of_b.responses.create(model="fake", input="x")
+        many = [await running.openai.responses.create(model="fake", input="x") for _ in range(5)]
+        assert (await of_b.responses.retrieve(first.id)).id == first.id
+        assert (await running.openai.responses.retrieve(many[-1].id)).id == many[-1].id
+        with pytest.raises(openai.NotFoundError):
+            await running.openai.responses.retrieve(many[-3].id)
+
+
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"input": None}, "input"),
     ({"input": []}, "input"),

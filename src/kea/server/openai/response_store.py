@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from kea.errors import LimitExceeded, NotFound
@@ -24,10 +25,14 @@ class ResponseStore:
         return len(self._runs)
 
     def put(self, tenant: str, run: ResponseRun) -> None:
-        """Keep a response. The oldest that has ended gives way; raises `LimitExceeded` when all still run."""
+        """Keep a response. One that has ended gives way: the oldest of the tenant that has the most, so that nobody
+        pushes out what others keep. Raises `LimitExceeded` when all still run.
+        """
         self._expire()
         if len(self._runs) >= self._max_responses:
-            oldest = next((key for key, kept in self._runs.items() if kept.has_ended), None)
+            num_kept = Counter(owner for owner, _ in self._runs)
+            ended = (key for key, kept in self._runs.items() if kept.has_ended)
+            oldest = max(ended, key=lambda key: num_kept[key[0]], default=None)  # the first of those with the most
             if oldest is None:
                 raise LimitExceeded(
                     f"{len(self._runs)} stored responses still run, as many as are kept.", param="store"
