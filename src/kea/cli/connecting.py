@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from kea.cli.console import LoadingView
 from kea.cli.options import EngineOptions, Where
-from kea.cli.target import choose_model
+from kea.cli.target import check_machine, choose_model
 from kea.client.embedded import EmbeddedTransport
 from kea.client.http import HttpTransport
 from kea.engine.config import EngineConfig
@@ -58,6 +58,7 @@ def create_transport(target: Target) -> Transport:
         num_threads=engine.num_threads,
         quantize=engine.quantize,
     )
+    check_machine(config)
     return EmbeddedTransport(lambda: _local_service(config, source.name))
 
 

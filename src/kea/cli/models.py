@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kea.cli.console import err, out
+from kea.engine.config import DTYPES
 from kea.errors import KeaError
 from kea.models.describing import ModelDescription, describe_model
 
@@ -47,7 +48,9 @@ def models(
         typer.Argument(metavar="MODEL", show_default=False, help="Model directories or Hugging Face ids."),
     ] = None,
     *,
-    dtype: Annotated[str, typer.Option(metavar="NAME", help="The arithmetic that sizes are told for.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(metavar="NAME", help=f"The arithmetic that sizes are told for: {', '.join(DTYPES)}.")
+    ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Tell what models are, and whether Kea can serve them.

@@ -5,6 +5,7 @@ Owns names, help, defaults and parsing. Knows no command's work.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, cast
@@ -13,6 +14,7 @@ import typer
 
 from kea.bench.load.integers import parse_bytes, parse_integer
 from kea.engine.config import DTYPES
+from kea.errors import InvalidRequest
 from kea.program.output import OutputSettings, parse_output
 
 ENGINE, SERVER, SAMPLING = "Engine", "Server", "Sampling"
@@ -26,6 +28,21 @@ def whole_number(name: str) -> Callable[[str], int]:
 def num_bytes(name: str) -> Callable[[str], int]:
     """Return a parser of 512MiB, 4GiB or 4GB for the option `name`."""
     return lambda text: parse_bytes(str(text), name)
+
+
+def milliseconds(name: str) -> Callable[[str], float]:
+    """Return a parser of a time above 0 in milliseconds for the option `name`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0.0 < value < math.inf:
+            raise InvalidRequest(f"{name} is {text!r}; it must be a number of milliseconds above 0.", param=name)
+        return value
+
+    return parse
 
 
 def _engine(text: str, **settings: Any) -> Any:
@@ -94,6 +111,7 @@ TpotObjectiveMs = Annotated[
     float | None,
     _engine(
         "Let prompts wait where a step would take longer than this for those that already write; no bound by default.",
+        parser=milliseconds("tpot-objective-ms"),
         metavar="MS",
     ),
 ]

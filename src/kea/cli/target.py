@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kea.engine.config import EngineConfig
 from kea.errors import InvalidRequest, ModelLoadFailed
 
 
@@ -32,3 +33,12 @@ def choose_model(model: str | None) -> ModelSource:
     except ModelLoadFailed as error:
         raise InvalidRequest(error.message, hint=error.hint, param="model") from None
     return ModelSource(model, model_name(model))
+
+
+def check_machine(config: EngineConfig) -> None:
+    """Raise `InvalidRequest` where the device that was asked for is not here; torch is asked where one was named."""
+    if config.device in ("auto", "cpu"):
+        return
+    from kea.engine.machine import resolve_device
+
+    resolve_device(config.device)

@@ -29,7 +29,11 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What an engine runs. `max_model_len` in tokens, already bounded by its memory; `page_tokens` tokens per page."""
+    """What an engine runs. `max_model_len` in tokens, already bounded by its memory; `page_tokens` tokens per page.
+
+    `quantize`: what the weights are rounded to (None: nothing). `tpot_objective_s` and `num_speculative_tokens` are the
+    engine's own settings; a generation may ask for other guesses.
+    """
 
     model: str
     max_model_len: int
@@ -42,6 +46,9 @@ class EngineInfo:
     dtype: str
     backend: str
     capabilities: Capabilities = field(default_factory=Capabilities)
+    quantize: str | None = None
+    tpot_objective_s: float | None = None
+    num_speculative_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kea.errors import InvalidRequest, check_range
-from kea.models.base import ModelFacts
+from kea.models.base import QUANTIZATIONS, ModelFacts
 from kea.types import Speculation
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -53,6 +53,11 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise InvalidRequest(f"dtype is {self.dtype!r}; allowed: {', '.join(DTYPES)}.", param="dtype")
+        if self.quantize not in (None, *QUANTIZATIONS):
+            allowed = ", ".join(QUANTIZATIONS)
+            raise InvalidRequest(
+                f"quantize is {self.quantize!r}; it must be one of {allowed}, or left out.", param="quantize"
+            )
         check_range("page_tokens", self.page_tokens, 1, 1024)
         check_range("max_num_seqs", self.max_num_seqs, 1)
         check_range("max_num_batched_tokens", self.max_num_batched_tokens, 1)

@@ -104,7 +104,7 @@ class EngineCore:
 
     @property
     def info(self) -> EngineInfo:
-        facts = self._model.facts
+        facts, speculation = self._model.facts, self._limits.speculation
         return EngineInfo(
             model=facts.name,
             max_model_len=self._limits.max_model_len,
@@ -117,6 +117,9 @@ class EngineCore:
             dtype=facts.dtype,
             backend=facts.backend,
             capabilities=Capabilities(batch_invariant=facts.batch_invariant),
+            quantize=facts.quantize,
+            tpot_objective_s=self._limits.tpot_objective_s,
+            num_speculative_tokens=speculation.num_speculative_tokens if speculation is not None else 0,
         )
 
     @property

@@ -11,9 +11,15 @@ if TYPE_CHECKING:
     import torch
 
 
+QUANTIZATIONS = ("int8",)
+
+
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What a loaded decoder is. `max_len`: the positions it may use, in tokens. `kv_token_bytes`: KV of one token."""
+    """What a loaded decoder is. `max_len`: the positions it may use, in tokens. `kv_token_bytes`: KV of one token.
+
+    `quantize`: what the weights were rounded to (None: they are the checkpoint's).
+    """
 
     name: str
     family: str
@@ -27,6 +33,7 @@ class ModelFacts:
     dtype: str
     backend: str
     batch_invariant: bool
+    quantize: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kea.errors import InvalidRequest, ModelLoadFailed, Unsupported
-from kea.models.base import DecoderModel, ModelFacts
+from kea.models.base import QUANTIZATIONS, DecoderModel, ModelFacts
 from kea.models.describing import model_name, resolve_dtype
 from kea.models.limits import Limits, read_limits
 from kea.models.progress import ProgressCallback, reporting
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LEAN_BACKENDS = frozenset({"auto", "numba"})
-QUANTIZATIONS = ("int8",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,5 +231,6 @@ def _facts(model: Any, layers: tuple[LayerSpec, ...], attention: AttentionBacken
         device=order.device,
         dtype=str(order.dtype).removeprefix("torch."),
         backend=attention.name,
+        quantize=order.quantize,
         batch_invariant=False,  # the matrix products of torch are not, whatever the attention is
     )
