@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -115,3 +116,57 @@ def test_a_port_that_is_taken_is_told_before_the_model_is_loaded(served: Served,
     result = kea("serve", str(stories260k), "--port", str(served.ready["port"]))
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: Cannot listen on 127.0.0.1:{served.ready['port']}")
+
+
+TEMPLATE = "{% for message in messages %}{{ message.content }} {% endfor %}"
+
+
+def test_a_template_a_default_sampling_and_an_engine_that_tells_its_settings(stories260k: Path, tmp_path: Path) -> None:
+    (tmp_path / "chat.jinja").write_text(TEMPLATE)
+    recommended = {"temperature": 0.6, "top_k": 20, "do_sample": True}
+    (tmp_path / "generation_config.json").write_text(json.dumps(recommended))
+    model = (str(stories260k), "--kv-memory", "8MiB", "--quantize", "int8")
+    chat = ("--chat-template", "chat.jinja", "--generation-config", ".", "--allowed-origins", "https://app.example")
+    decoding = ("--num-speculative-tokens", "6", "--tpot-objective-ms", "50.5")
+    with serve(*model, *chat, *decoding, cwd=tmp_path) as server:
+        client = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        messages = [{"role": "user", "content": "Once upon a time"}]
+        answer = client.chat.completions.create(model="stories260k", messages=messages, max_tokens=8, temperature=0)  # type: ignore[arg-type]
+        assert answer.choices[0].message.content
+        response = client.responses.create(model="stories260k", input="Once", max_output_tokens=4)
+        assert (response.temperature, response.top_p) == (0.6, 1)
+        request = urllib.request.Request(f"{server.url}/health", headers={"Origin": "https://app.example"})
+        with urllib.request.urlopen(request) as health:
+            assert health.headers["Access-Control-Allow-Origin"] == "https://app.example"
+        assert server.interrupt() == 0
+        assert server.process.stderr is not None
+        said = server.process.stderr.read()
+    assert "temperature 0.6, top_k 20 where a request of OpenAI's form names none" in said
+    assert "float32 on cpu, weights in int8" in said
+    assert "up to 6 tokens guessed by prompt lookup; steps that decode stay below 50.5 ms" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--quantize", "int4"), "quantize is 'int4'; it must be one of int8"),
+        (("--device", "gpu"), "device is 'gpu'; it must be auto, cpu, cuda or cuda:N"),
+        (("--tpot-objective-ms", "0"), "tpot-objective-ms is '0'; it must be a number of milliseconds above 0"),
+        (("--chat-template", "not-here.jinja"), "chat-template is 'not-here.jinja', which cannot be read"),
+        (("--generation-config", "vllm"), "generation-config is 'vllm'; it must be auto, none, or a directory"),
+        (("--allowed-origins", "app.example"), "allowed_origins has 'app.example'"),
+    ],
+)
+def test_what_cannot_be_had_is_told_before_anything_is_loaded(
+    arguments: tuple[str, ...], told: str, stories260k: Path
+) -> None:
+    result = kea("serve", str(stories260k), "--port", "0", *arguments)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {told}"), result.stderr
+    assert "Loading" not in result.stderr
+
+
+def test_a_template_that_cannot_be_parsed_is_told_before_the_weights(stories260k: Path) -> None:
+    result = kea("serve", str(stories260k), "--port", "0", "--chat-template", "{% if %}")
+    assert result.returncode == 2
+    assert "error: The chat template cannot be parsed" in result.stderr

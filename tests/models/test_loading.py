@@ -13,8 +13,9 @@ import torch
 
 from kea.attention import Run, SequencePlan, StepPlan
 from kea.errors import ContextLengthExceeded, InvalidRequest, ModelLoadFailed, Unsupported
-from kea.models import LoadProgress, StepInput, describe_model, load_model
+from kea.models import LoadProgress, StepInput, describe_model, load_model, read_default_sampling
 from kea.models.probe import discover_layers
+from kea.types import Sampling
 from tests.models.families import COMMON, FAMILIES, MAX_LEN, build_model, save_model
 from tests.models.paging import run_paged
 
@@ -260,3 +261,33 @@ def test_kv_of_half_precision_is_half(family_path: FamilyPath) -> None:
 
 def test_a_model_saved_without_its_name_is_named_by_its_directory(tmp_path: Path) -> None:
     assert load_model(save_model("qwen3", tmp_path)).facts.name == "qwen3"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, Sampling()),
+        ({"eos_token_id": 2, "max_length": 77}, Sampling()),
+        (
+            {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": 20, "repetition_penalty": 1.05},
+            Sampling(temperature=0.6, top_p=0.95, top_k=20, repetition_penalty=1.05),
+        ),
+        ({"temperature": 0.3}, Sampling(temperature=0.3)),
+        ({"do_sample": True, "top_k": 50}, Sampling(top_k=50)),
+    ],
+)
+def test_the_sampling_that_a_model_recommends(
+    content: dict[str, Any] | None, expected: Sampling, tmp_path: Path
+) -> None:
+    save_config("LlamaConfig", tmp_path)
+    if content is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(content))
+    assert read_default_sampling(tmp_path) == expected
+
+
+@pytest.mark.parametrize("content", [{"temperature": "hot"}, {"top_p": 7.5}])
+def test_a_recommendation_that_is_none_is_refused(content: dict[str, Any], tmp_path: Path) -> None:
+    save_config("LlamaConfig", tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps(content))
+    with pytest.raises(ModelLoadFailed, match="generation"):
+        read_default_sampling(tmp_path)

@@ -12,10 +12,10 @@ from kea.bench.load.integers import parse_bytes
 from kea.cli import options
 from kea.cli.application import load_functions
 from kea.cli.running import showing_own_errors
-from kea.cli.serving import ServeOrder, serve_until_stopped
-from kea.cli.target import choose_model
+from kea.cli.serving import AUTO, NONE, ServeOrder, serve_until_stopped
+from kea.cli.target import check_machine, choose_model
 from kea.engine.config import DecodingConfig, EngineConfig
-from kea.errors import Unsupported
+from kea.errors import InvalidRequest, Unsupported
 from kea.server.config import ApiKey, Limits, ServerConfig
 from kea.server.parsers import REASONING_PARSERS, TOOL_CALL_PARSERS
 from kea.service import NativeFunction, ServiceConfig
@@ -55,6 +55,22 @@ def serve(
     reasoning_parser: Annotated[
         str, _server(f"How reasoning is told from the answer: {', '.join(REASONING_PARSERS)}.", metavar="NAME")
     ] = "auto",
+    chat_template: Annotated[
+        str | None,
+        _server("A file with the chat template, or the template itself; the model's by default.", metavar="FILE"),
+    ] = None,
+    generation_config: Annotated[
+        str,
+        _server(
+            "Whose generation_config.json gives the sampling that requests leave out: auto (the model's), none, or a "
+            "directory.",
+            metavar="WHERE",
+        ),
+    ] = AUTO,
+    allowed_origins: Annotated[
+        list[str] | None,
+        _server("A web page whose scripts may ask this server, or * for all. Repeatable.", metavar="ORIGIN"),
+    ] = None,
     max_body_bytes: Annotated[str, _server("Largest body of a request.", metavar="SIZE")] = "32MiB",
     max_requests_per_key: Annotated[int, _server("Most requests of one key at once.", metavar="COUNT")] = 4096,
     max_sessions_per_key: Annotated[int, _server("Most open sessions of one key.", metavar="COUNT")] = 1000,
@@ -131,6 +147,7 @@ def serve(
         tool_call_parser=tool_call_parser,
         reasoning_parser=reasoning_parser,
         shutdown_grace_s=shutdown_grace_s,
+        allowed_origins=tuple(allowed_origins or ()),
     )
     service = ServiceConfig(
         max_sessions_per_tenant=max_sessions_per_key,
@@ -138,7 +155,17 @@ def serve(
         max_pending_calls_per_tenant=max_pending_calls_per_key,
         idle_s=session_idle_s,
     )
-    asyncio.run(serve_until_stopped(ServeOrder(config, service, server, _read_functions(functions), json_ready)))
+    order = ServeOrder(
+        config,
+        service,
+        server,
+        _read_functions(functions),
+        json_ready,
+        _check_directory(generation_config),
+        _read_template(chat_template),
+    )
+    check_machine(config)
+    asyncio.run(serve_until_stopped(order))
 
 
 def _read_functions(path: Path | None) -> dict[str, NativeFunction]:
@@ -146,6 +173,28 @@ def _read_functions(path: Path | None) -> dict[str, NativeFunction]:
         return {}
     with showing_own_errors(path):
         return load_functions(path)
+
+
+def _read_template(given: str | None) -> str | None:
+    """Return the text of a chat template. Raises `InvalidRequest` for a file that cannot be read."""
+    if given is None or "{" in given:
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest(
+            f"chat-template is {given!r}, which cannot be read: {error}.", param="chat-template"
+        ) from error
+
+
+def _check_directory(generation_config: str) -> str:
+    if generation_config not in (AUTO, NONE) and not Path(generation_config).is_dir():
+        raise InvalidRequest(
+            f"generation-config is {generation_config!r}; it must be {AUTO}, {NONE}, or a directory with a "
+            "generation_config.json.",
+            param="generation-config",
+        )
+    return generation_config
 
 
 def _check_refused(*, enable_lora: bool, tensor_parallel_size: int) -> None:

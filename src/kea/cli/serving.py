@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from kea import __version__
 from kea.cli.console import LoadingView, err, out
 from kea.engine.config import EngineConfig
+from kea.models.source import GENERATION_FILES, SAMPLING_KEYS
 from kea.server.config import ServerConfig
 from kea.service import NativeFunction, ServiceConfig
+from kea.types import Sampling
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,15 +23,24 @@ if TYPE_CHECKING:
     from kea.server.run import Ready
 
 
+AUTO, NONE = "auto", "none"
+
+
 @dataclass(frozen=True, slots=True)
 class ServeOrder:
-    """What is to be served, and how its readiness is told: lines for people, or a line of JSON for a program."""
+    """What is to be served, and how its readiness is told: lines for people, or a line of JSON for a program.
+
+    `generation_config`: where the default sampling stands: AUTO (beside the model), NONE, or a directory.
+    `chat_template`: in place of the model's own.
+    """
 
     engine: EngineConfig
     service: ServiceConfig
     server: ServerConfig
     functions: Mapping[str, NativeFunction] = field(default_factory=dict)
     is_json: bool = False
+    generation_config: str = AUTO
+    chat_template: str | None = None
 
 
 async def serve_until_stopped(order: ServeOrder) -> None:
@@ -41,15 +52,27 @@ async def serve_until_stopped(order: ServeOrder) -> None:
     from kea.service import Service
 
     open_socket(order.server).close()  # an address that cannot be had is told now, not after the model was loaded
+    model, revision = order.engine.model, order.engine.revision
     with LoadingView(f"Loading {order.server.model_names[0]}") as view:
+        tokenizer = Tokenizer.load(model, revision=revision, chat_template=order.chat_template)
+        server = replace(order.server, default_sampling=_default_sampling(order))
         engine = await start_engine(order.engine, "process", view.show)
     try:
-        tokenizer = Tokenizer.load(order.engine.model, revision=order.engine.revision)
         async with Service([engine], tokenizer, config=order.service, functions=order.functions) as service:
-            app = create_app(order.server, engine, tokenizer, service, service.next_order)
-            await serve(app, lambda ready: _tell_ready(ready, engine.info, order))
+            app = create_app(server, engine, tokenizer, service, service.next_order)
+            await serve(app, lambda ready: _tell_ready(ready, engine.info, replace(order, server=server)))
     finally:
         await engine.close()
+
+
+def _default_sampling(order: ServeOrder) -> Sampling:
+    from kea.models import read_default_sampling
+
+    if order.generation_config == NONE:
+        return Sampling()
+    if order.generation_config == AUTO:
+        return read_default_sampling(order.engine.model, revision=order.engine.revision)
+    return read_default_sampling(order.generation_config, GENERATION_FILES)
 
 
 def _tell_ready(ready: Ready, info: EngineInfo, order: ServeOrder) -> None:
@@ -62,15 +85,41 @@ def _write_notice(console: Console, ready: Ready, info: EngineInfo, config: Serv
     num_tokens = info.num_pages * info.page_tokens
     console.print(f"[bold]kea {__version__}[/] serves [bold]{ready.model}[/] at [bold cyan]{ready.url}[/]")
     rows = (
-        ("model", f"{info.dtype} on {info.device}, attention by {info.backend}, context {info.max_model_len:,} tokens"),
+        ("model", f"{_arithmetic(info)}, attention by {info.backend}, context {info.max_model_len:,} tokens"),
         ("memory", f"keys and values of {num_tokens:,} tokens; up to {info.max_num_seqs:,} sequences in a step"),
+        ("decoding", _decoding(info)),
+        ("sampling", _sampling(config.default_sampling)),
         ("keys", _keys(config)),
         ("OpenAI", f"base_url={ready.url}/v1 (chat completions, completions, responses)"),
         ("programs", f"kea run FILE.py --url {ready.url}"),
     )
     for name, text in rows:
-        console.print(f"  [dim]{name:10}[/]{text}")
+        if text:
+            console.print(f"  [dim]{name:10}[/]{text}")
     console.print("[dim]Ctrl-C ends it.[/]")
+
+
+def _arithmetic(info: EngineInfo) -> str:
+    weights = f", weights in {info.quantize}" if info.quantize is not None else ""
+    return f"{info.dtype} on {info.device}{weights}"
+
+
+def _decoding(info: EngineInfo) -> str:
+    """Tell what was asked for beside the defaults: guesses, an objective; nothing without either."""
+    parts = []
+    if info.num_speculative_tokens:
+        parts.append(f"up to {info.num_speculative_tokens} tokens guessed by prompt lookup")
+    if info.tpot_objective_s is not None:
+        parts.append(f"steps that decode stay below {info.tpot_objective_s * 1e3:g} ms where they can")
+    return "; ".join(parts)
+
+
+def _sampling(default: Sampling) -> str:
+    """Tell the model's recommendations; nothing where there are none."""
+    neutral = Sampling()
+    named = [name for name in SAMPLING_KEYS if getattr(default, name) != getattr(neutral, name)]
+    values = ", ".join(f"{name} {getattr(default, name):g}" for name in named)
+    return f"{values} where a request of OpenAI's form names none (generation_config.json)" if values else ""
 
 
 def _keys(config: ServerConfig) -> str:

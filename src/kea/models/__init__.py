@@ -6,6 +6,7 @@ from kea.models.detokenizer import Detokenizer
 from kea.models.loading import load_model
 from kea.models.progress import LoadProgress, ProgressCallback
 from kea.models.shipped import EMBEDDED_NAME, embedded_model_path, require_embedded_model
+from kea.models.source import read_default_sampling
 from kea.models.tokenizer import Tokenizer
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "describe_model",
     "embedded_model_path",
     "load_model",
+    "read_default_sampling",
     "require_embedded_model",
 ]

@@ -81,6 +81,20 @@ class ChatTemplate:
         return _unmark(self.render(mark(list(messages)), **mark(options)), opening, closing)
 
 
+def check_syntax(tokenizer: Any) -> None:
+    """Raise `InvalidRequest` where a tokenizer's chat template cannot be parsed; it may refuse this probe."""
+    import jinja2
+
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
+    except jinja2.TemplateSyntaxError as error:
+        raise InvalidRequest(
+            f"The chat template cannot be parsed: {error.message} (line {error.lineno}).", param="chat_template"
+        ) from error
+    except (jinja2.TemplateError, ValueError, TypeError, KeyError, AttributeError):
+        return  # it was parsed
+
+
 def _unused_characters(text: str) -> tuple[str, str]:
     """Return two private-use characters that do not occur in `text`."""
     unused = [chr(code) for code in PRIVATE_USE if chr(code) not in text]

@@ -11,14 +11,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kea.errors import KeaError, ModelLoadFailed
+from kea.errors import InvalidRequest, KeaError, ModelLoadFailed
 from kea.models.hub import locate
+from kea.types import Sampling
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 HINT = "Give a directory with a config.json, or the id of a Hugging Face model that this machine can reach."
 
 
 CONFIG_FILES = ("config.json",)
+GENERATION_FILES = ("generation_config.json",)
+SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 def check_source(name_or_path: str | Path, any_of: Sequence[str] = CONFIG_FILES) -> str:
@@ -81,6 +84,28 @@ def try_read_generation_config(source: str, revision: str | None = None) -> Any 
         return GenerationConfig.from_pretrained(source, revision=revision)
     except OSError:
         return None
+
+
+def read_default_sampling(
+    name_or_path: str | Path, any_of: Sequence[str] = CONFIG_FILES, *, revision: str | None = None
+) -> Sampling:
+    """Return the sampling that a model's generation_config.json recommends; what it does not name is neutral.
+
+    Its `do_sample` has no say, as in vLLM. Raises `ModelLoadFailed` where a value is none that can be used.
+    """
+    source = resolve_source(name_or_path, any_of, revision=revision)
+    with failing_as_load_error(source, "the generation config", None):
+        config = try_read_generation_config(source, revision)
+        given = {} if config is None else config.to_diff_dict()
+    chosen = {name: given[name] for name in SAMPLING_KEYS if given.get(name) is not None}
+    try:
+        return Sampling(**chosen)
+    except (InvalidRequest, TypeError) as error:
+        raise ModelLoadFailed(
+            f"generation_config.json of {source} is unusable: {error}",
+            hint="Correct it, or serve without it: --generation-config none.",
+            param="generation_config",
+        ) from error
 
 
 def eos_ids(config: Any) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kea.errors import Unsupported
-from kea.models.chat import ChatTemplate
+from kea.models.chat import ChatTemplate, check_syntax
 from kea.models.detokenizer import ByteDecoder, Decoder, Detokenizer, WindowDecoder
 from kea.models.guard import Span, SpecialTokens, pieces
 from kea.models.source import eos_ids, failing_as_load_error, resolve_source, try_read_generation_config
@@ -51,13 +51,21 @@ class Tokenizer:
         self.chat = ChatTemplate(tokenizer, self._special)
 
     @classmethod
-    def load(cls, name_or_path: str | Path, *, revision: str | None = None) -> Tokenizer:
-        """Load from a directory or the hub; `ModelLoadFailed` with the reason."""
+    def load(
+        cls, name_or_path: str | Path, *, revision: str | None = None, chat_template: str | None = None
+    ) -> Tokenizer:
+        """Load from a directory or the hub; `ModelLoadFailed` with the reason.
+
+        `chat_template` stands in place of the model's own; raises `InvalidRequest` where it cannot be parsed.
+        """
         source = resolve_source(name_or_path, TOKENIZER_FILES, revision=revision)
         with failing_as_load_error(source, "the tokenizer"):
             from transformers import AutoTokenizer
 
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+            if chat_template is not None:
+                tokenizer.chat_template = chat_template
+                check_syntax(tokenizer)
             return cls(tokenizer, eos_ids(try_read_generation_config(source, revision)))
 
     def encode(

@@ -6,7 +6,7 @@ import itertools
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from importlib.metadata import version
@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -75,12 +76,28 @@ def create_app(
     )
     app = Starlette(
         routes=_routes(endpoints),
-        middleware=[Middleware(RequestIds, state=state)],
+        middleware=[*_cross_origin(config.allowed_origins), Middleware(RequestIds, state=state)],
         exception_handlers={HTTPException: _answer_http_error, Exception: _answer_error},
     )
     app.router.redirect_slashes = False
     app.state.kea = state
     return app
+
+
+def _cross_origin(origins: Sequence[str]) -> list[Middleware]:
+    """Return what lets scripts of these web pages ask; none without origins: browsers keep strangers' pages out."""
+    if not origins:
+        return []
+    exposed = ("x-request-id", "x-kea-ignored-fields", "retry-after", "x-should-retry")
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=tuple(origins),
+            allow_methods=("*",),
+            allow_headers=("*",),
+            expose_headers=exposed,
+        )
+    ]
 
 
 def _serve_model(config: ServerConfig, engine: Engine, tokenizer: Tokenizer) -> ServedModel:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import re
 from dataclasses import dataclass, field
 
 from kea.errors import InvalidRequest, check_range
 from kea.server.parsers import check_parsers
+from kea.types import Sampling
 
 MIN_SECRET_LEN = 8
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s\"',*]+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +66,9 @@ class ServerConfig:
 
     `port` 0 takes a free one. `model_names`: the names under which the model is offered, the first one reported (empty:
     the engine's). `tool_call_parser` and `reasoning_parser`: "auto" chooses by the chat template, "none" switches
-    them off. `shutdown_grace_s`: how long running requests may go on after a stop was asked for, before they fail with
-    an answer.
+    them off. `default_sampling`: of requests of OpenAI's form, for each field that they leave out. `allowed_origins`:
+    web pages whose scripts may ask this server ("*": all). `shutdown_grace_s`: how long running requests may go on
+    after a stop was asked for, before they fail with an answer.
     """
 
     host: str = "127.0.0.1"
@@ -77,11 +81,15 @@ class ServerConfig:
     tool_call_parser: str = "auto"
     reasoning_parser: str = "auto"
     shutdown_grace_s: float = 30.0
+    default_sampling: Sampling = field(default_factory=Sampling)
+    allowed_origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_range("port", self.port, 0, 65535)
         check_parsers(self.tool_call_parser, self.reasoning_parser)
         check_range("shutdown_grace_s", self.shutdown_grace_s, 0)
+        for origin in self.allowed_origins:
+            check_origin(origin)
         if len({key.key_id for key in self.api_keys}) < len(self.api_keys):
             raise InvalidRequest("Two API keys have the same id; ids name tenants.", param="api_keys")
         if not (self.api_keys or self.insecure or is_loopback(self.host)):
@@ -90,6 +98,16 @@ class ServerConfig:
                 param="host",
                 hint="Give an API key (--api-key or KEA_API_KEY), listen on 127.0.0.1, or allow it with --insecure.",
             )
+
+
+def check_origin(origin: str) -> None:
+    """Raise `InvalidRequest` for what no browser sends as an origin: a scheme, a host, perhaps a port."""
+    if origin not in ("*", "null") and not ORIGIN.fullmatch(origin):
+        raise InvalidRequest(
+            f"allowed_origins has {origin[:80]!r}; an origin is such as https://app.example or http://localhost:3000, "
+            "and * stands for all.",
+            param="allowed_origins",
+        )
 
 
 def is_loopback(host: str) -> bool:

@@ -65,7 +65,7 @@ def create_job(call: Call, fields: SamplingFields, wanted: Wanted, prompt: Promp
     )
     options = GenerateOptions(
         stopping,
-        fields.to_sampling(),
+        fields.to_sampling(call.state.config.default_sampling),
         wanted.constraint,
         wanted.logprobs,
         skip_special_tokens=wanted.skip_special_tokens,

@@ -190,6 +190,7 @@ def _earlier(call: Call, body: ResponseBody) -> list[dict[str, Any]]:
 
 def _first_reply(call: Call, body: ResponseBody) -> ResponseReply:
     choice = body.tool_choice or "auto"
+    sampling = body.to_sampling(call.state.config.default_sampling)
     return ResponseReply(
         id=f"resp_{uuid.uuid4().hex}",
         object="response",
@@ -208,12 +209,12 @@ def _first_reply(call: Call, body: ResponseBody) -> ResponseReply:
         previous_response_id=body.previous_response_id,
         reasoning={"effort": body.reasoning.effort if body.reasoning else None, "summary": None},
         store=body.store is not False,
-        temperature=1.0 if body.temperature is None else body.temperature,
+        temperature=sampling.temperature,
         text={"format": _shown(body.text.format) if body.text and body.text.format else {"type": "text"}},
         tool_choice=choice if isinstance(choice, str) else _shown(choice),
         tools=[_shown(tool) for tool in body.tools or ()],
         top_logprobs=body.top_logprobs or 0,
-        top_p=1.0 if body.top_p is None else body.top_p,
+        top_p=sampling.top_p,
         truncation="disabled",
         usage=None,
         user=body.user,

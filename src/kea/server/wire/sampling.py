@@ -148,16 +148,18 @@ class SamplingFields(Body):
     speculative_config: SpeculativeConfig | None = None
     priority: Integer | None = Field(default=None, ge=-(2**31), le=2**31 - 1)
 
-    def to_sampling(self) -> Sampling:
-        """Return the sampling parameters; a seed is folded into 63 bits."""
+    def to_sampling(self, default: Sampling) -> Sampling:
+        """Return the sampling parameters, those of `default` where a field is left out; a seed is folded into 63
+        bits.
+        """
         return Sampling(
-            temperature=_or(self.temperature, 1.0),
-            top_p=_or(self.top_p, 1.0),
-            top_k=max(0, _or(self.top_k, 0)),
-            min_p=_or(self.min_p, 0.0),
-            presence_penalty=_or(self.presence_penalty, 0.0),
-            frequency_penalty=_or(self.frequency_penalty, 0.0),
-            repetition_penalty=_or(self.repetition_penalty, 1.0),
+            temperature=_or(self.temperature, default.temperature),
+            top_p=_or(self.top_p, default.top_p),
+            top_k=max(0, _or(self.top_k, default.top_k)),
+            min_p=_or(self.min_p, default.min_p),
+            presence_penalty=_or(self.presence_penalty, default.presence_penalty),
+            frequency_penalty=_or(self.frequency_penalty, default.frequency_penalty),
+            repetition_penalty=_or(self.repetition_penalty, default.repetition_penalty),
             logit_bias={int(token_id): bias for token_id, bias in (self.logit_bias or {}).items()},
             seed=None if self.seed is None else self.seed % SEED_MODULUS,
         )
