@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -157,6 +158,16 @@ def test_a_chat_is_rendered_by_the_template() -> None:
     assert tokenizer.render_chat(MESSAGES, add_generation_prompt=False).endswith("Hi<|im_end|>\n")
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
     assert '[tools][{"type": "function"' in tokenizer.render_chat(MESSAGES, tools=tools)
+
+
+def test_values_that_are_nested_too_deeply_are_refused() -> None:
+    """Arguments of earlier calls come as JSON text, nested deeper than a request itself may be."""
+    nested: dict[str, Any] = {}
+    for _ in range(900):
+        nested = {"a": nested}
+    turn = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": nested}}]}
+    with pytest.raises(InvalidRequest, match="nested too deeply"):
+        by_name("byte_level").encode_chat([*MESSAGES, turn])
 
 
 def test_the_last_message_can_be_continued() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -67,12 +68,35 @@ async def test_prompts_have_a_length() -> None:
         assert caught.value.param == "prompt"
 
 
-@pytest.mark.parametrize("body", [{"prompt": LONG}, {"messages": [{"role": "user", "content": LONG}]}])
-async def test_a_text_that_no_context_holds_is_not_tokenised(body: dict[str, Any]) -> None:
+ASKED = {"role": "user", "content": "x"}
+CALLED = {"id": "a", "type": "function", "function": {"name": "f", "arguments": json.dumps({"text": LONG})}}
+TOOL = {"type": "function", "function": {"name": "f", "description": LONG}}
+CHATS: dict[str, dict[str, Any]] = {
+    "content": {"messages": [{"role": "user", "content": LONG}]},
+    "reasoning": {"messages": [ASKED, {"role": "assistant", "content": "x", "reasoning_content": LONG}, ASKED]},
+    "calls": {"messages": [ASKED, {"role": "assistant", "tool_calls": [CALLED]}, ASKED]},
+    "tools": {"messages": [ASKED], "tools": [TOOL]},
+}
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/v1/chat/completions"])
+@pytest.mark.parametrize("name", CHATS)
+async def test_a_conversation_that_no_context_holds_is_not_tokenised(
+    name: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with serving() as running:
-        response = await running.http.post("/tokenize", json=body)
+        monkeypatch.setattr(ChatTokenizer, "encode_chat", None)
+        response = await running.http.post(path, json=CHATS[name])
         assert response.status_code == 400
         assert response.json()["error"]["code"] == "context_length_exceeded"
+
+
+async def test_nor_is_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving() as running:
+        monkeypatch.setattr(ChatTokenizer, "encode", None)
+        for path in ("/tokenize", "/v1/completions"):
+            response = await running.http.post(path, json={"prompt": LONG})
+            assert response.json()["error"]["code"] == "context_length_exceeded"
 
 
 class WatchedTokenizer(ChatTokenizer):

@@ -67,7 +67,16 @@ class ChatTemplate:
         return str(text)
 
     def render_guarded(self, messages: Sequence[dict[str, Any]], **options: Any) -> tuple[str, list[Span]]:
-        """Return the text, and the spans of it in which a value spells out a special token."""
+        """Return the text, and the spans of it in which a value spells out a special token.
+
+        Raises as `render` does.
+        """
+        try:
+            return self._render_marked(messages, options)
+        except RecursionError:
+            raise InvalidRequest("The messages hold values that are nested too deeply.", param="messages") from None
+
+    def _render_marked(self, messages: Sequence[dict[str, Any]], options: dict[str, Any]) -> tuple[str, list[Span]]:
         opening, closing = _unused_characters(json.dumps([messages, options], ensure_ascii=False, default=str))
 
         def mark(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -105,8 +105,8 @@ class ServedModel:
                 param="messages",
             )
         encode = partial(self.tokenizer.encode_chat, messages, **options)
-        num_chars = sum(len(str(message)) for message in messages) + len(str(options.get("tools") or ""))
-        return tuple(encode() if num_chars <= INLINE_CHARS else await asyncio.to_thread(encode))
+        is_short = count_chars([*messages, options]) <= INLINE_CHARS
+        return tuple(encode() if is_short else await asyncio.to_thread(encode))
 
     async def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of ids, special tokens included."""
@@ -155,3 +155,17 @@ class ServedModel:
         """Raise `Unsupported` where the engine lacks what a field needs."""
         if not has_it:
             raise Unsupported(f"{param}: this engine ({self.engine.info.backend}) does not support it.", param=param)
+
+
+def count_chars(value: object) -> int:
+    """Return how many characters of text a value holds, at any depth: messages with their calls, tools."""
+    num_chars, pending = 0, [value]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, str):
+            num_chars += len(part)
+        elif isinstance(part, Mapping):
+            pending += part.values()
+        elif isinstance(part, list | tuple):
+            pending += part
+    return num_chars

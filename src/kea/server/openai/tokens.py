@@ -9,6 +9,7 @@ from kea.server.endpoint import Call
 from kea.server.openai.logprobs import token_text
 from kea.server.openai.messages import check_options, template_messages
 from kea.server.openai.tools import plan_tools
+from kea.server.served import count_chars
 from kea.server.wire.models import DetokenizeBody, DetokenizeReply, TokenizeBody, TokenizeReply
 
 
@@ -35,7 +36,7 @@ async def _encode(call: Call, body: TokenizeBody) -> tuple[int, ...]:
     plan = plan_tools(model, [tool.function for tool in body.tools or ()], None)
     options = check_options(body.chat_template_kwargs)
     messages = template_messages(body.messages or ())
-    model.check_chars(sum(len(message["content"]) for message in messages), "messages")
+    model.check_chars(count_chars([*messages, plan.offered]), "messages")
     return await model.encode_chat(
         messages,
         tools=plan.offered,

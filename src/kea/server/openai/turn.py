@@ -16,7 +16,7 @@ from kea.server.generation import PromptJob
 from kea.server.openai.request import Prompt, Wanted, check_fields, create_job
 from kea.server.openai.tools import ToolPlan
 from kea.server.parsers import Parser
-from kea.server.served import ServedModel
+from kea.server.served import ServedModel, count_chars
 from kea.server.wire.sampling import SamplingFields
 
 END_TOKENS = 16
@@ -61,7 +61,7 @@ async def prepare_turn(call: Call, fields: SamplingFields, wanted: Wanted, conve
     shows_special = not is_constrained and model.output_format.shows_special_tokens(with_tools=bool(plan.offered))
     wanted = replace(wanted, skip_special_tokens=fields.skip_special_tokens is not False and not shows_special)
     check_fields(call, fields, wanted)
-    model.check_chars(sum(len(message["content"]) for message in conversation.messages), conversation.names[0])
+    model.check_chars(count_chars([*conversation.messages, plan.offered]), conversation.names[0])
     token_ids = await model.encode_chat(conversation.messages, tools=plan.offered, **conversation.options)
     if is_constrained and model.output_format.constrained_start:
         token_ids += tuple(model.tokenizer.encode_continuation(model.output_format.constrained_start))
