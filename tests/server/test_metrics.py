@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from kea.errors import EngineDied
 from kea.server.metrics import Metrics
 from kea.types import FinishReason, Usage
 from tests.fakes.engine import FakeEngine, scripted
@@ -67,6 +69,36 @@ async def test_counts_are_those_of_the_requests() -> None:
         assert found["kea:num_requests_running"] == 0
         assert found["kea:num_sessions"] == 1
         assert found["kea:program_calls_total/done"] == 0
+
+
+async def test_programs_are_counted_too() -> None:
+    call = {
+        "id": "c",
+        "template": "ab{{out}}cd{{more}}",
+        "parameters": [{"name": name, "output": {"variable": name, "max_tokens": 4}} for name in ("out", "more")],
+    }
+    async with serving(FakeEngine(scripted("1234"))) as running:
+        session = (await running.http.post("/v1/sessions", json={})).json()
+        path, headers = f"/v1/sessions/{session['session_id']}", {"x-kea-session-secret": session["session_secret"]}
+        assert (await running.http.post(f"{path}/calls", json={"calls": [call]}, headers=headers)).status_code == 202
+        assert (await running.http.get(f"{path}/variables/more", headers=headers)).json()["value"] == "1234"
+        (row,) = (await running.http.get(path, headers=headers)).json()["calls"]
+        found = await samples(running)
+    assert found["kea:program_calls_total/done"] == 1
+    assert found["kea:program_generation_tokens_total"] == row["output_tokens"] == 8
+    assert found["kea:program_prompt_tokens_total"] == row["prompt_tokens"] > 0
+
+
+async def test_a_request_that_runs_again_is_no_failure() -> None:
+    async with serving(FakeEngine(scripted("1234"))) as running:
+        running.engine.fail_next(EngineDied("gone"))
+        await running.openai.completions.create(model="fake", prompt="x")
+        assert "kea:request_failure_total/engine_died" not in await samples(running)
+        for _ in range(2):
+            running.engine.fail_next(EngineDied("gone"))
+        with pytest.raises(openai.InternalServerError):
+            await running.openai.completions.create(model="fake", prompt="x")
+        assert (await samples(running))["kea:request_failure_total/engine_died"] == 1
 
 
 def test_times_are_those_that_were_seen() -> None:

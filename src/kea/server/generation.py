@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 
 from kea.engine.base import Context, ContextSpec, Engine, Generation
@@ -74,21 +74,26 @@ class Runner:
     async def stream(self, jobs: Sequence[PromptJob]) -> AsyncGenerator[ChoiceChunk]:
         """Yield chunks as they come. An engine that dies before the first one is given one more try."""
         arrived_s = self._clock()
-        for attempt in range(1, NUM_ATTEMPTS + 1):
-            is_begun = False
-            try:
-                async with aclosing(self._run(jobs, arrived_s)) as chunks:
-                    async for item in chunks:
-                        is_begun = True
-                        yield item
-                return
-            except EngineDied as error:
-                if is_begun or attempt == NUM_ATTEMPTS:
-                    raise
-                logger.warning("The engine died before the first token of a request; it runs again: %s", error)
+        with self._counting_failures():
+            for attempt in range(1, NUM_ATTEMPTS + 1):
+                is_begun = False
+                try:
+                    async with aclosing(self._run(jobs, arrived_s)) as chunks:
+                        async for item in chunks:
+                            is_begun = True
+                            yield item
+                    return
+                except EngineDied as error:
+                    if is_begun or attempt == NUM_ATTEMPTS:
+                        raise
+                    logger.warning("The engine died before the first token of a request; it runs again: %s", error)
 
     async def collect(self, jobs: Sequence[PromptJob]) -> list[Written]:
         """Return the whole outputs. An engine that dies at any point is given one more try: nothing was sent yet."""
+        with self._counting_failures():
+            return await self._collect(jobs)
+
+    async def _collect(self, jobs: Sequence[PromptJob]) -> list[Written]:
         arrived_s = self._clock()
         for attempt in range(1, NUM_ATTEMPTS + 1):
             outputs = [Written() for job in jobs for _ in job.choices]
@@ -117,15 +122,21 @@ class Runner:
                         contexts[item.choice_idx].free()
                         num_open -= 1
                     yield item
-        except KeaError as error:
-            self._metrics.saw_failure(error.code)
-            raise
         except (asyncio.CancelledError, GeneratorExit):
             self._metrics.saw_cancelled(num_open)
             raise
         finally:
             for context in contexts:
                 context.free()
+
+    @contextmanager
+    def _counting_failures(self) -> Iterator[None]:
+        """Count a request that ends with an error; not one that an engine's death did not end."""
+        try:
+            yield
+        except KeaError as error:
+            self._metrics.saw_failure(error.code)
+            raise
 
     def _start(self, jobs: Sequence[PromptJob], contexts: list[Context]) -> list[Generation]:
         """Create a context per choice (all but a prompt's first are forks) into `contexts`, and begin all outputs."""

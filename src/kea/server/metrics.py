@@ -97,7 +97,7 @@ class Metrics:
             "kea:request_success", "Generations that ended.", [LABEL, "finished_reason"], registry=self._registry
         )
         self._success = {reason: success.labels(model_name, reason.value) for reason in FinishReason}
-        failures = Counter("kea:request_failure", "Generations that failed.", [LABEL, "code"], registry=self._registry)
+        failures = Counter("kea:request_failure", "Requests that failed.", [LABEL, "code"], registry=self._registry)
         self._failures = failures
         self._engine = SnapshotCollector(model_name)
         self._registry.register(self._engine)
@@ -152,6 +152,7 @@ class SnapshotCollector(Collector):
             yield from self._families(_counters(self.snapshot), CounterMetricFamily)
         if self.service is not None:
             yield from self._families(_service_gauges(self.service), GaugeMetricFamily)
+            yield from self._families(_service_counters(self.service), CounterMetricFamily)
             yield self._ended_calls(self.service)
 
     def _families(self, values: Values, family: Callable[..., Any]) -> Iterator[Metric]:
@@ -171,6 +172,13 @@ def _service_gauges(service: ServiceSnapshot) -> Values:
     return {
         "num_sessions": ("Sessions that are open.", service.num_sessions),
         "num_pending_calls": ("Calls of programs that have not ended.", service.num_pending),
+    }
+
+
+def _service_counters(service: ServiceSnapshot) -> Values:
+    return {
+        "program_prompt_tokens": ("Prompt tokens of calls of programs that ended.", service.prompt_tokens),
+        "program_generation_tokens": ("Tokens written by calls of programs that ended.", service.output_tokens),
     }
 
 

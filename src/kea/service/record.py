@@ -92,9 +92,9 @@ class CallRecord:
             prefill_s=sum(usage.prefill_s for usage in self.usages),
             decode_s=sum(usage.decode_s for usage in self.usages),
             total_s=ended_s - self.submitted_s,
-            prompt_tokens=self._prompt_len(),
+            prompt_tokens=self.prompt_len,
             cached_tokens=sum(usage.cached_tokens for usage in self.usages[:1]),
-            output_tokens=sum(usage.output_tokens for usage in self.usages),
+            output_tokens=self.output_len,
             reads=self.spec.reads,
             writes=self.spec.writes,
             num_attempts=self.num_attempts,
@@ -102,7 +102,13 @@ class CallRecord:
             error=self.error,
         )
 
-    def _prompt_len(self) -> int:
+    @property
+    def output_len(self) -> int:
+        """Tokens of the outputs that are written."""
+        return sum(usage.output_tokens for usage in self.usages)
+
+    @property
+    def prompt_len(self) -> int:
         """Tokens appended to the context: its length before the last output, without the outputs in front of that."""
         if not self.usages:
             return 0

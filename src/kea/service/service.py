@@ -37,13 +37,15 @@ MAX_REAP_INTERVAL_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class ServiceSnapshot:
-    """The service at one moment, and its counters since the start."""
+    """The service at one moment, and its counters since the start; tokens are those of calls that ended."""
 
     num_sessions: int
     num_pending: int
     num_queued: int
     num_retries: int
     num_ended: dict[CallState, int]
+    prompt_tokens: int = 0
+    output_tokens: int = 0
 
 
 class Service:
@@ -186,6 +188,8 @@ class Service:
             num_queued=len(self._scheduler),
             num_retries=self._dispatcher.num_retries,
             num_ended=dict(self._host.ledger.num_ended),
+            prompt_tokens=self._host.ledger.prompt_tokens,
+            output_tokens=self._host.ledger.output_tokens,
         )
 
     def check(self) -> None:

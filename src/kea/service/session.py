@@ -60,12 +60,16 @@ class Tenant:
 
 
 class Ledger:
-    """What all sessions of a service count together: applications in their order, calls by the way they ended."""
+    """What all sessions of a service count together: applications in their order, calls by the way they ended, and the
+    tokens of those.
+    """
 
-    __slots__ = ("num_applications", "num_ended")
+    __slots__ = ("num_applications", "num_ended", "output_tokens", "prompt_tokens")
 
     def __init__(self) -> None:
         self.num_applications = 0
+        self.prompt_tokens = 0
+        self.output_tokens = 0
         self.num_ended = dict.fromkeys((CallState.DONE, CallState.FAILED, CallState.CANCELLED), 0)
 
 
@@ -299,7 +303,10 @@ class Session:
         record.move(state, self._clock())
         self.num_pending -= 1
         self.tenant.num_pending -= 1
-        self._host.ledger.num_ended[state] += 1
+        ledger = self._host.ledger
+        ledger.num_ended[state] += 1
+        ledger.prompt_tokens += record.prompt_len
+        ledger.output_tokens += record.output_len
         self.touch()
 
     def _fail_variables(self, variable_ids: Sequence[str], failure: KeaError) -> None:
