@@ -49,6 +49,15 @@ def test_each_chunk_is_computed_once_and_operations_wait_for_each_other(num_thre
         assert (counts[:, -1] == 0).all()
 
 
+@pytest.mark.parametrize("num_threads", [1, 2, 5])
+def test_rounds_follow_each_other_as_runs_do(num_threads: int) -> None:
+    program, counts = create(6, 7)
+    for run in range(1, 100):
+        TEAM.run(program, num_threads, num_rounds=20)
+        assert (counts[:, :-1] == 20 * run).all()
+        assert (counts[:, -1] == 0).all()
+
+
 def test_an_open_number_of_chunks_is_given_with_each_run() -> None:
     counts = np.zeros(10, np.int64)
     arguments = np.array([counts.ctypes.data, 9, 0])

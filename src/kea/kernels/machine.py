@@ -43,6 +43,30 @@ def u16_at(_typing: Any, address: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def i8_at(_typing: Any, address: Any) -> Any:
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return pointer(builder, args[0])
+
+    return types.CPointer(types.int8)(types.int64), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def u64_at(_typing: Any, address: Any) -> Any:
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return pointer(builder, args[0])
+
+    return types.CPointer(types.uint64)(types.int64), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def f64_at(_typing: Any, address: Any) -> Any:
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return pointer(builder, args[0])
+
+    return types.CPointer(types.float64)(types.int64), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def i64_at(_typing: Any, address: Any) -> Any:
     def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         return pointer(builder, args[0])
@@ -84,6 +108,17 @@ def fetch_add(_typing: Any, address: Any, value: Any) -> Any:
         return builder.atomic_rmw("add", pointer(builder, args[0]), args[1], "acq_rel")
 
     return types.int64(types.int64, types.int64), emit
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def try_swap(_typing: Any, address: Any, expected: Any, value: Any) -> Any:
+    """Put a value in place of an expected one at an address, atomically; return whether that was there."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        pair = builder.cmpxchg(pointer(builder, args[0]), args[1], args[2], "acq_rel", "acquire")
+        return builder.extract_value(pair, 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), emit
 
 
 @intrinsic  # type: ignore[untyped-decorator]
