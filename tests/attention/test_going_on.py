@@ -65,12 +65,22 @@ def test_steps_that_go_on_equal_the_reference(prefix: int, window: int | None) -
         assert (a - b).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("window", [None, 7])
+def test_a_table_may_have_the_pages_of_later_tokens(window: int | None) -> None:
+    plans = [longer(plan_at([length])) for length in range(6, 30)]
+    assert all(goes_on(a, b) for a, b in pairwise(plans))
+    ours, theirs = attend_all(plans, replace(SPEC, window=window))
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).abs().max() < 1e-5
+
+
 def test_what_is_more_than_a_next_token_is_planned_afresh() -> None:
     before = plan_at([9, 10])
     assert goes_on(before, plan_at([10, 11]))
+    assert goes_on(longer(plan_at([8])), longer(plan_at([9]))), "the table had the page before"
+    assert goes_on(before, plan_at([11, 12]), 2)
     others = {
         "a new page": (plan_at([8, 10]), plan_at([9, 11])),
-        "a new page that was in the table": (longer(plan_at([8])), longer(plan_at([9]))),
         "a token skipped": (before, plan_at([11, 12])),
         "one context less": (before, plan_at([10])),
         "another page": (before, plan_at([10, 11], prefix=1)),

@@ -23,7 +23,8 @@ def sharing_costs(group: int) -> SharingCosts:
 class NumbaPlan:
     """One step: its tree of shared pages and, by the shape of a layer, the work of it.
 
-    Work that was planned for the step before serves this one too, where all contexts only went on by a token.
+    Work that was planned for the step before serves this one too, where all contexts only went on. `num_advanced`: by
+    how many tokens a program's kernel has moved the work's bounds on since it was planned; 0 where there is none.
     """
 
     def __init__(
@@ -38,12 +39,15 @@ class NumbaPlan:
         self._planner = planner
         self._tree: SharingTree | None = None
         self._launcher = launcher
-        self._gathering = GatherPlan(plan, workspace)
+        self._workspace = workspace
+        self._gathering: GatherPlan | None = None
         self._work: dict[WorkKey, Work] = {}
-        if before is not None and goes_on(before._plan, plan):
-            self._work = {kind: work for kind, work in before._work.items() if kind.window is None}
+        self.num_advanced = 0
+        if before is not None and goes_on(before._plan, plan, before.num_advanced or 1):
+            is_advanced = before.num_advanced > 0
+            self._work = {kind: work for kind, work in before._work.items() if is_advanced or kind.window is None}
             for work in self._work.values():
-                work.advance(plan)
+                work.advance(plan, is_advanced=is_advanced)
 
     def attend(
         self,
@@ -56,6 +60,7 @@ class NumbaPlan:
         sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         if {query.dtype, cache.keys.dtype} != {torch.float32}:
+            self._gathering = self._gathering or GatherPlan(self._plan, self._workspace)
             return self._gathering.attend(spec, query, key, value, cache, sinks=sinks)
         with running_kernels() as num_threads:
             work = self.work_of(spec, num_threads)
@@ -70,7 +75,7 @@ class NumbaPlan:
         key = work_key(spec)
         if key not in self._work:
             self._tree = self._tree or self._planner.tree(self._plan.sequences, self._plan.page_tokens)
-            segments = self._tree.segments(spec.window, sharing_costs(key.group))
+            segments = self._tree.segments(spec.window, sharing_costs(key.group), is_growing=True)
             self._work[key] = Work(self._plan, segments, plan_units(segments, key.num_kv, key.group, num_threads))
         return self._work[key]
 

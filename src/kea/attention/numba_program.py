@@ -5,8 +5,9 @@ Knows no plans' making, no requests, no models.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,14 +15,15 @@ from numpy.typing import NDArray
 
 from kea.attention import numba_kernels as kernels
 from kea.attention.base import LayerCache, LayerSpec, Run, StepPlan
+from kea.attention.numba_advance import ADVANCE, NUM_ADVANCE, UNIT_FIRST, UNIT_STOP
+from kea.attention.numba_advance import POSITIONS as ADVANCE_POSITIONS
+from kea.attention.numba_advance import STEP as ADVANCE_STEP
+from kea.attention.numba_advance import WINDOW as ADVANCE_WINDOW
 from kea.attention.numba_units import Units
 from kea.attention.sharing import Int64, Segments
 from kea.kernels.program import TEAM, Operation, Program
 
 F32 = NDArray[np.float32]
-UNIT_FIRST, UNIT_STOP = 0, 5
-"""Of a unit's fields, as `numba_units` writes them."""
-
 PARTS = (("rows", kernels.STORE), ("units", kernels.ATTEND), ("merged", kernels.MERGE))
 
 
@@ -62,26 +64,31 @@ class Work:
         num_rows = -(-len(plan.slots) // kernels.STORE_ROWS)
         self.num_chunks = {"rows": num_rows, "units": len(units.units), "merged": len(units.merged)}
 
-    def advance(self, plan: StepPlan) -> None:
-        """Become the work of a plan that `goes_on` from this one: each row sees one more key, in its own last page."""
+    def advance(self, plan: StepPlan, *, is_advanced: bool) -> None:
+        """Become the work of a plan that `goes_on` from this one: each row sees one more key, in its own last page.
+
+        `is_advanced`: a program's kernel has moved the bounds.
+        """
+        self._plan = plan
+        self.arguments[kernels.SLOTS] = plan.slots.data_ptr()
+        if is_advanced:
+            return
         seen, units = self._segments, self._units.units
         ends = np.array([sequence.position for sequence in plan.sequences], dtype=np.int64)[seen.rows]
         is_last = seen.highs == ends
         first = units[:, UNIT_FIRST]
         units[:, UNIT_STOP] += is_last[first] & (units[:, UNIT_STOP] == ends[first])
         seen.highs[:] += is_last
-        self._plan = plan
-        self.arguments[kernels.SLOTS] = plan.slots.data_ptr()
 
 
-def goes_on(before: StepPlan, plan: StepPlan) -> bool:
-    """Whether every context of a step is at its next token, with the same pages, and sees all that is before it."""
+def goes_on(before: StepPlan, plan: StepPlan, num_tokens: int = 1) -> bool:
+    """Whether every context of a step is so many tokens further, with the same pages, and sees all that is before."""
     return len(before.sequences) == len(plan.sequences) and all(
-        new.position == old.position + 1
-        and new.position % plan.page_tokens  # in the same page, however long the table is
+        new.position == old.position + num_tokens
+        and new.position < len(old.page_table) * plan.page_tokens
         and new.num_queries == old.num_queries == 1
         and new.row_start == old.row_start == row
-        and old.runs == (Run(0, new.position),)
+        and old.runs == (Run(0, old.position + 1),)
         and new.runs == (Run(0, new.position + 1),)
         and new.page_table == old.page_table
         for row, (old, new) in enumerate(zip(before.sequences, plan.sequences, strict=True))
@@ -145,12 +152,15 @@ class RecordedLayers:
         self._specs = tuple(specs)
         self._arguments = np.zeros((len(self._specs), kernels.NUM_LAYER), np.int64)
         self._spare = spare
-        self._holds: list[tuple[F32, ...]] = []
+        self._holds: list[tuple[NDArray[Any], ...]] = []
         self._cache: tuple[LayerCache, ...] = ()
         self._kinds: dict[WorkKey, list[int]] = {}
+        self._works: list[Work] = []
+        self._num_chunks: dict[str, int] = {}
         for index, spec in enumerate(self._specs):
             self._kinds.setdefault(work_key(spec), []).append(index)
         self._names = {kind: {name: f"{name} of {kind}" for name, _ in PARTS} for kind in self._kinds}
+        self._advancing = np.zeros((len(self._kinds), NUM_ADVANCE), np.int64)
 
     def operations(self, index: int, heads: tuple[F32, F32, F32, F32]) -> list[Operation]:
         """Return the operations of a layer: queries, keys and values to the last of `heads`, [T, padded H * Dv]."""
@@ -163,20 +173,32 @@ class RecordedLayers:
         names = self._names[work_key(spec)]
         return [Operation(kernel, a, None, names[name]) for name, kernel in PARTS]
 
+    def advance(self, positions: Int64) -> list[Operation]:
+        """Return the operations that make a decode step's arguments those of the next one; `positions` [T] of the step
+        that has been computed.
+        """
+        self._advancing[:, ADVANCE_POSITIONS] = positions.ctypes.data
+        self._advancing[:, ADVANCE_WINDOW] = [kind.window or 0 for kind in self._kinds]
+        self._holds.append((positions,))
+        return [Operation(ADVANCE, a, 1) for a in self._advancing]
+
     def fill(self, plan: Worked, cache: tuple[LayerCache, ...], num_threads: int) -> dict[str, int]:
         """Write the arguments of a step; return the numbers of chunks of the operations, by name."""
+        works = [plan.work_of(self._specs[indices[0]], num_threads) for indices in self._kinds.values()]
+        if cache is self._cache and len(works) == len(self._works) and all(map(operator.is_, works, self._works)):
+            return self._num_chunks
         if cache is not self._cache:
             for index, spec in enumerate(self._specs):
                 write_cache(self._arguments[index], spec, cache[index])
             self._cache = cache
         num_chunks: dict[str, int] = {}
         size = 0
-        for kind, indices in self._kinds.items():
-            work = plan.work_of(self._specs[indices[0]], num_threads)
-            self._arguments[indices, kernels.STEP] = work.arguments.ctypes.data
+        for number, ((kind, indices), work) in enumerate(zip(self._kinds.items(), works, strict=True)):
+            self._advancing[number, ADVANCE_STEP] = self._arguments[indices, kernels.STEP] = work.arguments.ctypes.data
             size = max(size, *(_spare_size(self._specs[index], work) for index in indices))
             num_chunks |= {self._names[kind][name]: count for name, count in work.num_chunks.items()}
         self._arguments[:, kernels.SPARE] = self._spare.address(size)
+        self._works, self._num_chunks = works, num_chunks
         return num_chunks
 
 

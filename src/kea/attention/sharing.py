@@ -101,10 +101,14 @@ class SharingTree:
         self._rows = np.repeat(row_starts, self._counts) + within
         self._positions = np.repeat(np.array(self._firsts, dtype=np.int64), self._counts) + within
 
-    def segments(self, window: int | None, costs: SharingCosts) -> Segments:
-        """Return the segments of a layer of this `window`; with equal costs for all layers, compute it once a step."""
+    def segments(self, window: int | None, costs: SharingCosts, *, is_growing: bool = False) -> Segments:
+        """Return the segments of a layer of this `window`; with equal costs for all layers, compute it once a step.
+
+        `is_growing`: a segment that ends with its context has the rest of the table's pages, too.
+        """
         reach = UNBOUNDED if window is None else window - 1
-        return self._assemble([piece for node in self._chosen(reach, costs) for piece in self._pieces(*node, reach)])
+        pieces = [piece for node in self._chosen(reach, costs) for piece in self._pieces(*node, reach)]
+        return self._assemble(pieces, is_growing=is_growing)
 
     def _chosen(self, reach: int, costs: SharingCosts) -> Iterator[tuple[int, int, int, int]]:
         """Yield (first member, last, start, stop): the nodes that pay, from the root down, and each member's rest."""
@@ -162,7 +166,7 @@ class SharingTree:
                     yield Piece(first + begin, first + i, lo, hi, _reach(run, reach))
                 begin = i
 
-    def _assemble(self, pieces: list[Piece]) -> Segments:
+    def _assemble(self, pieces: list[Piece], *, is_growing: bool) -> Segments:
         """Write the pieces out, without the rows that see nothing of them and what no row sees."""
         fields = np.array([(p.first, p.last, p.start, p.stop, p.reach) for p in pieces], dtype=np.int64).reshape(-1, 5)
         first, last, start, stop, reach = fields.T
@@ -180,6 +184,9 @@ class SharingTree:
             return Segments(*[np.zeros(size, np.int64) for size in (0, 1, 0, 0, 0, 0, 1, 0, 0)])
         starts, stops = np.minimum.reduceat(lows, heads), np.maximum.reduceat(highs, heads)
         first_page, last_page = starts // self._page_tokens, (stops - 1) // self._page_tokens + 1
+        if is_growing:
+            is_last = stops == np.array(self._ends)[first[kept]]
+            last_page = np.where(is_last, [len(self._tables[member]) for member in first[kept]], last_page)
         spans = zip(first[kept].tolist(), first_page.tolist(), last_page.tolist(), strict=True)
         pages = np.concatenate([self._tables[member][lo:hi] for member, lo, hi in spans])
         assert pages.min() >= 0, "a page that a run covers is missing from the page table"

@@ -9,12 +9,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numba
 import torch
 
-# numba's own pool sleeps between kernels. Its OpenMP layer spins at barriers, as torch's does: on cores that others use
-# too, products were measured ten times slower so. The pool takes one caller at a time; a second ends the process.
-numba.config.THREADING_LAYER = "workqueue"
 _RUNNING = threading.RLock()
 
 
@@ -38,8 +34,7 @@ def running_kernels() -> Iterator[int]:
         return
     with _RUNNING:
         given = torch.get_num_threads()
-        _BUDGET.num_threads = max(1, min(given, int(numba.config.NUMBA_NUM_THREADS)))
-        numba.set_num_threads(_BUDGET.num_threads)
+        _BUDGET.num_threads = given
         torch.set_num_threads(1)
         try:
             yield _BUDGET.num_threads

@@ -13,15 +13,14 @@ from kea.kernels.program import FAST_SUMS
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def compiled(*, parallel: bool = False, exact: bool = False) -> Callable[[F], F]:
+def compiled(*, exact: bool = False) -> Callable[[F], F]:
     """Compile a kernel on its first call, for the types of that call, without the interpreter's lock.
 
-    The machine code is kept on disk (`kea.kernels.caching`). `exact`: no sum is reordered. `parallel`: to be called
-    where `kea.attention.threads` gave the threads.
+    The machine code is kept on disk (`kea.kernels.caching`). `exact`: no sum is reordered.
     """
 
     def decorate(function: F) -> F:
-        options = {"parallel": parallel, "nogil": True, "fastmath": False if exact else set(FAST_SUMS)}
+        options = {"nogil": True, "fastmath": False if exact else set(FAST_SUMS)}
         kernel: F = numba.njit(**options)(function)
         keep_on_disk(kernel)
         return kernel

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from kea.attention.base import LayerCache, LayerSpec, StepPlan
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
 
 QUANTIZATIONS = ("int8",)
@@ -59,6 +61,36 @@ class DecoderModel(Protocol):
     def forward(self, step: StepInput, cache: tuple[LayerCache, ...]) -> torch.Tensor:
         """Write the step's KV into `cache` and return the logits [R, V] fp32 of `logit_rows`, valid until the next
         forward.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DrawOrder:
+    """How the R contexts of a decode step, one row each, go on by `num_rounds` tokens.
+
+    `settings` [R, 4] and `noise` [R, 2] say how each row's next token is drawn, as `kea.kernels.draws` has them.
+    """
+
+    num_rounds: int
+    settings: NDArray[np.float64]
+    noise: NDArray[np.uint64]
+
+
+@runtime_checkable
+class DrawingDecoder(DecoderModel, Protocol):
+    """A decoder that can draw tokens itself, and go on to them without a return."""
+
+    @property
+    def can_draw(self) -> bool: ...
+
+    def draw(self, step: StepInput, cache: tuple[LayerCache, ...], order: DrawOrder) -> NDArray[np.int64]:
+        """Compute a decode step and those after it, each behind the token that the one before drew.
+
+        Returns the tokens [num_rounds, R]; -1 where a row's logits were not finite, what follows means nothing. The
+        keys and values of each round are in the cache. `step.plan.slots` is the first row of slots [num_rounds, R]
+        that lie in one piece; its page tables have the pages of all rounds, in which nothing is hidden or shared from
+        the first row's position on.
         """
         ...
 

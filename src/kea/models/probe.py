@@ -106,7 +106,7 @@ def prove_equal(decoder: DecoderModel, expected: torch.Tensor) -> None:
     parts: list[list[torch.Tensor]] = [[], []]
     for spans in (((0, half), (0, NUM_TOKENS - 1)), ((half, NUM_TOKENS), (NUM_TOKENS - 1, NUM_TOKENS))):
         step = _step(ids, tables, spans)
-        logits = decoder.forward(_to(step, decoder.facts.device), cache)
+        logits = decoder.forward(_to(step, decoder.facts.device), cache).clone()  # valid until the next forward
         rows = spans[0][1] - spans[0][0]
         parts[0].append(logits[:rows])
         parts[1].append(logits[rows:])

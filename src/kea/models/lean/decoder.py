@@ -15,20 +15,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kea.attention.base import AttentionBackend, LayerCache
+from kea.attention.base import AttentionBackend, LayerCache, PreparedPlan
 from kea.attention.numba_cpu import NumbaAttention, NumbaPlan
 from kea.attention.numba_program import RecordedLayers, Spare
 from kea.attention.threads import running_kernels
 from kea.kernels.program import TEAM, Program
-from kea.models.base import ModelFacts, StepInput
+from kea.models.base import DrawOrder, ModelFacts, StepInput
 from kea.models.hosted import allocate_cache
 from kea.models.lean.buffers import Buffers
-from kea.models.lean.recording import Recorder, Shape
+from kea.models.lean.choosing import NAME as CHOICES
+from kea.models.lean.choosing import Choosing
+from kea.models.lean.recording import Phases, Recorder, Shape
 from kea.models.lean.spec import DecoderSpec
 from kea.models.lean.weights import DecoderWeights, LayerWeights
 from kea.models.rotary import Frequencies
 
 F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
 
 MIN_ROWS = 64
 MAX_RECORDINGS = 256
@@ -38,13 +41,18 @@ MAX_RECORDINGS = 256
 class Recording:
     """The pieces of a forward; the attention of layer i is computed between pieces i and i + 1, from and to `heads`.
 
-    With `attention` there is one piece, which contains it.
+    With `attention` there is one piece, which contains it, and, where all rows have logits, `choosing` from them. A
+    step is written to `ids`, `positions` and `logit_rows`.
     """
 
     pieces: tuple[Program, ...]
     attention: RecordedLayers | None
+    choosing: Choosing | None
     heads: tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor, F32], ...]
-    logits: F32
+    ids: I64
+    positions: I64
+    logit_rows: I64
+    logits: torch.Tensor
 
 
 class LeanDecoder:
@@ -63,7 +71,7 @@ class LeanDecoder:
         self._weights = weights
         self._facts = facts
         self._backend = backend
-        self._rotary = {kind: (found.values.cpu().numpy(), found.scale) for kind, found in rotary.items()}
+        self._rotary = {kind: Phases(found.values.cpu().numpy(), found.scale) for kind, found in rotary.items()}
         self._buffers = Buffers(MIN_ROWS)
         self._spare = Spare()
         self._recordings: dict[Shape, Recording] = {}
@@ -83,60 +91,64 @@ class LeanDecoder:
         return allocate_cache(self._facts, num_slots)
 
     def forward(self, step: StepInput, cache: tuple[LayerCache, ...]) -> torch.Tensor:
-        with torch.inference_mode(), running_kernels() as num_threads:
-            recording = self._recording(Shape(len(step.token_ids), len(step.logit_rows), num_threads))
-            self._fill(step)
+        with running_kernels() as num_threads:
+            recording = self._enter(step, num_threads)
             prepared = self._backend.prepare(step.plan)
-            chunks: dict[str, int] = {}
-            if recording.attention is not None:
-                assert isinstance(prepared, NumbaPlan)
-                chunks = recording.attention.fill(prepared, cache, num_threads)
-            TEAM.run(recording.pieces[0], num_threads, **chunks)
-            for index, (query, key, value, attended) in enumerate(recording.heads):
+            if recording.attention is None:
+                self._run_pieces(recording, prepared, cache, num_threads)
+            else:
+                self._run(recording, prepared, cache, num_threads)
+            return recording.logits
+
+    @property
+    def can_draw(self) -> bool:
+        return isinstance(self._backend, NumbaAttention)
+
+    def draw(self, step: StepInput, cache: tuple[LayerCache, ...], order: DrawOrder) -> I64:
+        with running_kernels() as num_threads:
+            recording = self._enter(step, num_threads)
+            assert recording.choosing is not None, "tokens are drawn by rows that are not all of a program's"
+            tokens = recording.choosing.begin(order)
+            self._run(recording, self._backend.prepare(step.plan), cache, num_threads, num_rounds=order.num_rounds)
+            return tokens
+
+    def _enter(self, step: StepInput, num_threads: int) -> Recording:
+        """Return the recording of a step, with the step's rows where it reads them."""
+        recording = self._recording(Shape(len(step.token_ids), len(step.logit_rows), num_threads))
+        recording.ids[:] = step.token_ids.numpy()
+        recording.positions[:] = step.positions.numpy()
+        recording.logit_rows[:] = step.logit_rows.numpy()
+        return recording
+
+    def _run(
+        self,
+        recording: Recording,
+        prepared: PreparedPlan,
+        cache: tuple[LayerCache, ...],
+        num_threads: int,
+        *,
+        num_rounds: int = 0,
+    ) -> None:
+        """Run a program that contains attention: for its logits, or for so many rounds of drawn tokens."""
+        assert recording.attention is not None
+        assert isinstance(prepared, NumbaPlan)
+        num_chunks = recording.attention.fill(prepared, cache, num_threads)
+        num_drawing = len(recording.ids) if num_rounds else 0
+        TEAM.run(recording.pieces[0], num_threads, num_rounds=num_rounds or 1, **num_chunks, **{CHOICES: num_drawing})
+        if recording.choosing is not None:
+            prepared.num_advanced = num_rounds or 1
+
+    def _run_pieces(
+        self, recording: Recording, prepared: PreparedPlan, cache: tuple[LayerCache, ...], num_threads: int
+    ) -> None:
+        """Run the pieces of a program, and between them attention as its backend does it."""
+        TEAM.run(recording.pieces[0], num_threads)
+        for index, (query, key, value, attended) in enumerate(recording.heads):
+            with torch.inference_mode():
                 found = prepared.attend(self._facts.layers[index], query, key, value, cache[index])
-                width = found.shape[1] * found.shape[2]
-                attended[:, :width] = found.numpy().reshape(len(found), width)
-                TEAM.run(recording.pieces[index + 1], num_threads)
-            return self._logits(recording)
-
-    def _logits(self, recording: Recording) -> torch.Tensor:
-        logits = recording.logits[:, : self._facts.vocab_size].copy()
-        if self._spec.logit_scale != 1.0:
-            logits *= np.float32(self._spec.logit_scale)
-        if self._spec.logit_softcap is not None:
-            cap = np.float32(self._spec.logit_softcap)
-            logits = np.tanh(logits / cap) * cap
-        return torch.from_numpy(logits)
-
-    # What changes from step to step
-
-    def _fill(self, step: StepInput) -> None:
-        """Put the step's rows where the program reads them."""
-        num_rows = len(step.token_ids)
-        hidden = self._buffers.get("hidden", num_rows, self._spec.hidden_size)
-        hidden[:] = self._weights.embedding.rows(step.token_ids.numpy())
-        if self._spec.embedding_scale != 1.0:
-            hidden *= np.float32(self._spec.embedding_scale)
-        self._buffers.get("logit_rows", len(step.logit_rows), dtype=np.int64)[:] = step.logit_rows.numpy()
-        positions = step.positions.numpy().astype(np.float64)
-        for kind, (frequencies, scale) in self._rotary.items():
-            cos, sin = self._phases(kind, num_rows)
-            turned = np.remainder(positions[:, None] * frequencies, 2 * np.pi)  # as kea.models.rotary
-            phases = turned.astype(np.float32)
-            np.multiply(np.cos(phases), np.float32(scale), out=cos)
-            np.multiply(np.sin(phases), np.float32(scale), out=sin)
-
-    def _phases(self, kind: str | None, num_rows: int) -> tuple[F32, F32]:
-        """Cos and sin [T, R] of one type of layers."""
-        width = len(self._rotary[kind][0])
-        return self._buffers.get(f"cos {kind}", num_rows, width), self._buffers.get(f"sin {kind}", num_rows, width)
-
-    def _phases_of(self, index: int, num_rows: int) -> tuple[F32, F32]:
-        if not self._spec.rotates[index]:
-            none = np.empty((num_rows, 0), np.float32)
-            return none, none
-        kind = self._spec.layer_types[index]
-        return self._phases(kind if kind in self._rotary else None, num_rows)
+            width = found.shape[1] * found.shape[2]
+            attended[:, :width] = found.numpy().reshape(len(found), width)
+            TEAM.run(recording.pieces[index + 1], num_threads)
 
     # Recording
 
@@ -153,6 +165,7 @@ class LeanDecoder:
 
     def _record(self, shape: Shape) -> Recording:
         recorder = Recorder(self._spec, self._facts, self._buffers, shape)
+        recorder.begin(self._weights.embedding, self._rotary)
         is_whole = isinstance(self._backend, NumbaAttention)
         attention = RecordedLayers(self._facts.layers, self._spare) if is_whole else None
         pieces: list[Program] = []
@@ -163,7 +176,7 @@ class LeanDecoder:
             recorder.enter(result, (after, layer.before_attention), layer.qkv)
             normed = recorder.rows("normed", shape.num_rows, self._spec.hidden_size)
             qkv = recorder.linear("qkv", normed, layer.qkv)
-            recorder.heads(qkv, layer, index, self._phases_of(index, shape.num_rows))
+            recorder.heads(qkv, layer, index, self._phases_of(recorder, index))
             attended = recorder.attended(index)
             if attention is not None:
                 recorder.operations += attention.operations(index, (*recorder.placed(index), attended))
@@ -176,8 +189,25 @@ class LeanDecoder:
         recorder.enter(result, (after, self._weights.final_norm), self._weights.head, last=True)
         last = recorder.rows("last", shape.num_logits, self._spec.hidden_size)
         logits = recorder.linear("logits", last, self._weights.head)
+        recorder.finish(logits)
+        choosing = None
+        if attention is not None and shape.num_rows == shape.num_logits:
+            ids, positions = recorder.step_rows
+            choosing = Choosing(logits, self._facts.vocab_size, ids, positions)
+            recorder.operations += [*attention.advance(positions), choosing.operation]
         pieces.append(recorder.piece())
-        return Recording(tuple(pieces), attention, tuple(heads), logits)
+        shown = torch.from_numpy(logits)[:, : self._facts.vocab_size]
+        rows = (*recorder.step_rows, recorder.logit_rows)
+        return Recording(tuple(pieces), attention, choosing, tuple(heads), *rows, shown)
+
+    def _phases_of(self, recorder: Recorder, index: int) -> tuple[F32, F32]:
+        """Cos and sin of a layer, without columns where it is not rotated."""
+        if not self._spec.rotates[index]:
+            none = np.empty((recorder.shape.num_rows, 0), np.float32)
+            return none, none
+        kind = self._spec.layer_types[index]
+        kind = kind if kind in self._rotary else None
+        return recorder.phases(kind, len(self._rotary[kind].frequencies))
 
     def _record_rest(self, recorder: Recorder, layer: LayerWeights, attended: F32) -> F32:
         """The rest of a layer behind its attention; returns what is to be added to the hidden rows."""

@@ -1,13 +1,17 @@
-"""What the lean decoder computes with single rows: norms, rotary, activations. Knows no models."""
+"""What the lean decoder computes with single rows: embeddings, norms, rotary, activations, logits. Knows no models."""
 
 from __future__ import annotations
 
 import numpy as np
+from numba import carray
 from numpy.typing import NDArray
 
 from kea.kernels.jit import compiled
+from kea.kernels.machine import f32_at, float_of_bits, i8_at, u16_at
+from kea.kernels.panels import FULL, HALF, LANES
 
 F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
 
 
 @compiled()
@@ -79,3 +83,45 @@ def activate(gate: F32, up: F32, out: F32, tanh: bool) -> None:
         g = gate[i]
         z = np.float32(1.5957691216) * (g + np.float32(0.044715) * g * g * g) if tanh else g
         out[i] = g / (one + np.exp(-z)) * up[i]
+
+
+@compiled()
+def place_weights(panels: tuple[int, int, int], index: int, scales: F32, out: F32) -> None:
+    """Write row `index` of a matrix in panels. `panels`: their address, the bytes of one, the kind of weights."""
+    address, panel_bytes, kind = panels
+    lane = index % LANES
+    first = address + index // LANES * panel_bytes
+    if kind == FULL:
+        whole = carray(f32_at(first), panel_bytes // 4)
+        for k in range(out.shape[0]):
+            out[k] = whole[k * LANES + lane]
+    elif kind == HALF:
+        half = carray(u16_at(first), panel_bytes // 2)
+        for k in range(out.shape[0]):
+            bits = np.uint32(half[k // 2 * 2 * LANES + 2 * lane + k % 2])
+            out[k] = float_of_bits(np.uint32(bits << np.uint32(16)))
+    else:
+        byte = carray(i8_at(first), panel_bytes)
+        for k in range(out.shape[0]):
+            out[k] = np.float32(byte[k // 4 * 4 * LANES + 4 * lane + k % 4]) * scales[index]
+
+
+@compiled(exact=True)
+def place_phases(position: int, frequencies: F64, scale: np.float32, cos: F32, sin: F32) -> None:
+    """Write cos and sin of a position's phases, formed in fp64 as `kea.models.rotary` does."""
+    turn = 2.0 * np.pi
+    for r in range(frequencies.shape[0]):
+        phase = position * frequencies[r]
+        turned = np.float32(phase - np.floor(phase / turn) * turn)
+        cos[r] = np.cos(turned) * scale
+        sin[r] = np.sin(turned) * scale
+
+
+@compiled()
+def finish_logits(logits: F32, scale: np.float32, cap: np.float32) -> None:
+    """Multiply logits by `scale`; then x becomes cap * tanh(x / cap), where `cap` is not 0."""
+    for v in range(logits.shape[0]):
+        logits[v] *= scale
+    if cap != np.float32(0.0):
+        for v in range(logits.shape[0]):
+            logits[v] = np.tanh(logits[v] / cap) * cap

@@ -5,12 +5,14 @@ Attention is recorded with the rest, or stands between two pieces of the program
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kea.kernels.matrix import padded, record_product, tiles_bytes
+from kea.kernels.matrix import PanelMatrix, padded, record_product, tiles_bytes
 from kea.kernels.program import Kernel, Operation, Program
 from kea.models.base import ModelFacts
 from kea.models.lean import steps
@@ -21,13 +23,20 @@ from kea.models.lean.weights import LayerWeights, Linear, Norm
 F32 = NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(NamedTuple):
     """What a program is recorded for: rows of the step, rows whose logits are wanted, threads that will run it."""
 
     num_rows: int
     num_logits: int
     num_threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Phases:
+    """The rotary of one type of layers: frequencies [R] fp64, the factor on cos and sin."""
+
+    frequencies: NDArray[np.float64]
+    scale: float
 
 
 @dataclass(slots=True)
@@ -46,6 +55,38 @@ class Recorder:
         program = Program(self.operations, self.holds)
         self.operations, self.holds = [], []
         return program
+
+    def begin(self, embedding: PanelMatrix, rotary: Mapping[str | None, Phases]) -> None:
+        """Record how the step's tokens and positions become hidden rows and phases."""
+        num_rows = self.shape.num_rows
+        a = np.zeros(steps.NUM_BEGIN, np.int64)
+        a[steps.B_ROWS], a[steps.TOKENS], a[steps.POSITIONS] = num_rows, *(part.ctypes.data for part in self.step_rows)
+        a[steps.HIDDEN], a[steps.HIDDEN_WIDTH] = self.hidden.ctypes.data, self.spec.hidden_size
+        a[steps.PANELS], a[steps.PANEL_BYTES] = embedding.panels.ctypes.data, embedding.panels.strides[0]
+        a[steps.PANEL_KIND] = embedding.kind
+        if embedding.scales.size:
+            a[steps.SCALES], a[steps.NUM_SCALES] = embedding.scales.ctypes.data, embedding.scales.size
+        a[steps.EMBEDDING_SCALE] = _bits(self.spec.embedding_scale)
+        kinds = np.zeros((len(rotary), steps.NUM_KIND), np.int64)
+        for row, (kind, found) in zip(kinds, rotary.items(), strict=True):
+            cos, sin = self.phases(kind, len(found.frequencies))
+            row[steps.FREQUENCIES], row[steps.NUM_FREQUENCIES] = found.frequencies.ctypes.data, len(found.frequencies)
+            row[steps.PHASE_SCALE] = _bits(found.scale)
+            row[steps.PHASE_COS], row[steps.PHASE_SIN] = cos.ctypes.data, sin.ctypes.data
+        a[steps.KINDS], a[steps.NUM_KINDS] = kinds.ctypes.data, len(kinds)
+        self._row_wise(steps.BEGIN, a, num_rows)
+        self.holds += [embedding, kinds, rotary]
+
+    def finish(self, logits: F32) -> None:
+        """Record how logits are scaled and capped, where the model does so."""
+        scale, cap = self.spec.logit_scale, self.spec.logit_softcap or 0.0
+        if scale == 1.0 and cap == 0.0:
+            return
+        a = np.zeros(steps.NUM_FINISH, np.int64)
+        a[steps.LOGITS], a[steps.LOGITS_WIDTH] = logits.ctypes.data, logits.shape[1]
+        a[steps.NUM_LOGITS], a[steps.VOCAB_SIZE] = len(logits), self.facts.vocab_size
+        a[steps.LOGIT_SCALE], a[steps.LOGIT_CAP] = _bits(scale), _bits(cap)
+        self._row_wise(steps.FINISH, a, len(logits))
 
     def enter(
         self, y: F32 | None, norms: tuple[Norm | None, Norm | None], to: Linear | None, *, last: bool = False
@@ -126,6 +167,17 @@ class Recorder:
     @property
     def hidden(self) -> F32:
         return self.buffers.get("hidden", self.shape.num_rows, self.spec.hidden_size)
+
+    @property
+    def step_rows(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Token ids and positions [T]."""
+        ids, positions = (self.buffers.get(name, self.shape.num_rows, dtype=np.int64) for name in ("ids", "positions"))
+        return ids, positions
+
+    def phases(self, kind: str | None, size: int) -> tuple[F32, F32]:
+        """Cos and sin [T, R] of one type of layers."""
+        cos, sin = (self.buffers.get(f"{name} {kind}", self.shape.num_rows, size) for name in ("cos", "sin"))
+        return cos, sin
 
     @property
     def logit_rows(self) -> NDArray[np.int64]:

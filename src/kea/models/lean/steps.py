@@ -10,17 +10,27 @@ from numba import carray, njit
 from numpy.typing import NDArray
 
 from kea.kernels.gates import gate_vectors
-from kea.kernels.machine import bits_of_float, f32_at, float_of_bits, i64_at, number_at, u16_at
+from kea.kernels.machine import bits_of_float, f32_at, f64_at, float_of_bits, i64_at, number_at, u16_at
 from kea.kernels.panels import BLOCK_ROWS, BLOCK_STEP_BYTES, SPLITS
 from kea.kernels.program import Kernel
 from kea.kernels.tiles import TILE_BYTES, TILE_DEPTH, TILE_ROWS
 from kea.kernels.vectors import WIDTH as LANES
-from kea.models.lean.kernels import activate, normalise, place_heads
+from kea.models.lean.kernels import activate, finish_logits, normalise, place_heads, place_phases, place_weights
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
 CHUNK_ROWS = 4
+
+# Arguments of `begin`: TOKENS and POSITIONS [T]; the embedding's panels; KINDS [NUM_KINDS, NUM_KIND] of phases.
+(B_ROWS, TOKENS, POSITIONS, HIDDEN, HIDDEN_WIDTH, PANELS, PANEL_BYTES, PANEL_KIND, SCALES, NUM_SCALES, EMBEDDING_SCALE,
+ KINDS, NUM_KINDS, NUM_BEGIN) = range(14)  # fmt: skip
+
+# A kind of phases: frequencies [R] fp64, R, the factor on cos and sin as bits of fp64, cos and sin [T, R].
+FREQUENCIES, NUM_FREQUENCIES, PHASE_SCALE, PHASE_COS, PHASE_SIN, NUM_KIND = range(6)
+
+# Arguments of `finish`.
+LOGITS, LOGITS_WIDTH, NUM_LOGITS, VOCAB_SIZE, LOGIT_SCALE, LOGIT_CAP, NUM_FINISH = range(7)
 
 # Arguments of `enter`: addresses, sizes in values, EPS and SCALE as bits of fp64. 0 is an address of nothing.
 (X, WIDTH, Y, Y_WIDTH, NUM_ROWS, INDEX, AFTER, AFTER_BIAS, BEFORE, BEFORE_BIAS, EPS, SCALE, CENTRED, ROWS, ROWS_WIDTH,
@@ -61,6 +71,35 @@ def cut_row(row: F32, m: int, address: int) -> None:
 def vector_at(address: int, size: int) -> F32:
     """The values at an address, or none where it is 0."""
     return carray(f32_at(address), size if address != 0 else 0)  # type: ignore[no-any-return]
+
+
+def begin(address: int, chunk: int) -> None:
+    """Rows of the embedding, as the tokens name them, and the phases of their positions."""
+    a = carray(i64_at(address), NUM_BEGIN)
+    scale, width = number_at(address + 8 * EMBEDDING_SCALE), a[HIDDEN_WIDTH]
+    tokens, positions = carray(i64_at(a[TOKENS]), a[B_ROWS]), carray(i64_at(a[POSITIONS]), a[B_ROWS])
+    scales = vector_at(a[SCALES], a[NUM_SCALES])
+    kinds = carray(i64_at(a[KINDS]), (a[NUM_KINDS], NUM_KIND))
+    for m in range(chunk * CHUNK_ROWS, min((chunk + 1) * CHUNK_ROWS, a[B_ROWS])):
+        row = carray(f32_at(a[HIDDEN] + 4 * m * width), width)
+        place_weights((a[PANELS], a[PANEL_BYTES], a[PANEL_KIND]), tokens[m], scales, row)
+        if scale != np.float32(1.0):
+            for k in range(width):
+                row[k] *= scale
+        for i in range(a[NUM_KINDS]):
+            kind, size = kinds[i], kinds[i, NUM_FREQUENCIES]
+            cos = carray(f32_at(kind[PHASE_COS] + 4 * m * size), size)
+            sin = carray(f32_at(kind[PHASE_SIN] + 4 * m * size), size)
+            factor = number_at(a[KINDS] + 8 * (i * NUM_KIND + PHASE_SCALE))
+            place_phases(positions[m], carray(f64_at(kind[FREQUENCIES]), size), factor, cos, sin)
+
+
+def finish(address: int, chunk: int) -> None:
+    """Logits scaled and capped."""
+    a = carray(i64_at(address), NUM_FINISH)
+    scale, cap = number_at(address + 8 * LOGIT_SCALE), number_at(address + 8 * LOGIT_CAP)
+    for m in range(chunk * CHUNK_ROWS, min((chunk + 1) * CHUNK_ROWS, a[NUM_LOGITS])):
+        finish_logits(carray(f32_at(a[LOGITS] + 4 * m * a[LOGITS_WIDTH]), a[VOCAB_SIZE]), scale, cap)
 
 
 def enter(address: int, chunk: int) -> None:
@@ -140,4 +179,4 @@ def cut(address: int, chunk: int) -> None:
         cut_row(carray(f32_at(a[C_ROWS] + 4 * m * a[C_WIDTH]), a[C_WIDTH]), m, a[C_TILES])
 
 
-ENTER, HEADS, GATE, CUT = Kernel(enter), Kernel(heads), Kernel(gate), Kernel(cut)
+BEGIN, ENTER, HEADS, GATE, CUT, FINISH = map(Kernel, (begin, enter, heads, gate, cut, finish))

@@ -1,17 +1,18 @@
 """The CPU's kernels of drawing: a token of each row's truncated distribution.
 
 The rules are those of `kea.engine.drawing`, row by row in one go instead of an operator at a time over all rows. Knows
-no requests. What they call is in this file or in the room of kernels: the cache on disk follows those files only.
+no requests.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
+from numba import carray
 from numpy.typing import NDArray
 
 from kea.kernels.jit import compiled
-from kea.kernels.machine import float_of_bits
+from kea.kernels.machine import call_kernel, f32_at, f64_at, float_of_bits, i64_at, u64_at
+from kea.kernels.program import Kernel
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -287,10 +288,27 @@ def draw_part(logits: F32, settings: F64, noise: U64, drawn: I64) -> None:
             drawn[row] = draw_by_weight(logits[row], w, sums, top_p, key)
 
 
-@compiled(parallel=True)
-def draw_rows(logits: F32, settings: F64, noise: U64, drawn: I64, num_parts: int) -> None:
-    """Do as `draw_part`, the rows in as many parts as there are threads."""
-    num_rows = logits.shape[0]
-    for part in prange(num_parts):
-        lo, hi = part * num_rows // num_parts, (part + 1) * num_rows // num_parts
-        draw_part(logits[lo:hi], settings[lo:hi], noise[lo:hi], drawn[lo:hi])
+# Arguments of `draw`: the address of LOGITS, rows of STRIDE values, of which the first VOCAB_SIZE count; of the rows'
+# SETTINGS [R, 4] fp64, NOISE [R, 2] uint64 and DRAWN [R] int64.
+LOGITS, STRIDE, VOCAB_SIZE, SETTINGS, NOISE, DRAWN, NUM_DRAW = range(7)
+NUM_SETTINGS, NUM_NOISE = 4, 2
+
+
+def draw(address: int, row: int) -> None:
+    """Choose one row's token."""
+    a = carray(i64_at(address), NUM_DRAW)
+    logits = carray(f32_at(a[LOGITS] + 4 * row * a[STRIDE]), (1, a[VOCAB_SIZE]))
+    settings = carray(f64_at(a[SETTINGS] + 8 * row * NUM_SETTINGS), (1, NUM_SETTINGS))
+    noise = carray(u64_at(a[NOISE] + 8 * row * NUM_NOISE), (1, NUM_NOISE))
+    draw_part(logits, settings, noise, carray(i64_at(a[DRAWN] + 8 * row), 1))
+
+
+DRAW = Kernel(draw)
+"""Whoever draws a row runs this machine code, so that a draw is the same wherever it is made."""
+
+
+@compiled()
+def draw_rows(code: int, arguments: int, num_rows: int) -> None:
+    """Choose the tokens of all rows on this thread, by the kernel at an address."""
+    for row in range(num_rows):
+        call_kernel(code, arguments, row)
