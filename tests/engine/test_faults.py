@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kea.engine.base import ContextSpec
+from kea.engine.config import DecodingConfig
 from kea.engine.generation import GenerationState
 from kea.errors import EngineFault, InvalidRequest
 from kea.models import Tokenizer
@@ -140,7 +141,8 @@ def test_copies_of_a_failed_step_are_done(driver: Driver, prompt: list[int], mon
 def test_numbers_that_are_not_finite_reach_no_other_request(
     make_driver: MakeDriver, prompt: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    driver = make_driver(num_pages=10, max_num_batched_tokens=32, max_model_len=150)
+    alone_each = DecodingConfig(max_burst_s=0.0)  # bursts: tests/engine/test_bursts.py
+    driver = make_driver(num_pages=10, max_num_batched_tokens=32, max_model_len=150, decoding=alone_each)
     alone = driver.start(prompt, greedy(10))
     driver.run()
     driver.core._memory.clear_cache()

@@ -115,6 +115,13 @@ TpotObjectiveMs = Annotated[
         metavar="MS",
     ),
 ]
+MaxBurstMs = Annotated[
+    float,
+    _engine(
+        "Compute several tokens at a time for up to so long where nothing else is to be done; 0: one at a time.",
+        metavar="MS",
+    ),
+]
 NumSpeculativeTokens = Annotated[
     int,
     _engine(

@@ -98,6 +98,7 @@ def serve(
     quantize: options.Quantize = None,
     revision: options.Revision = None,
     tpot_objective_ms: options.TpotObjectiveMs = None,
+    max_burst_ms: options.MaxBurstMs = 25.0,
     num_speculative_tokens: options.NumSpeculativeTokens = 0,
     prompt_lookup_min: options.PromptLookupMin = 2,
     prompt_lookup_max: options.PromptLookupMax = 4,
@@ -128,6 +129,7 @@ def serve(
         max_num_batched_tokens=max_num_batched_tokens,
         decoding=DecodingConfig(
             tpot_objective_s=None if tpot_objective_ms is None else tpot_objective_ms / 1e3,
+            max_burst_s=max_burst_ms / 1e3,
             speculation=Speculation(num_speculative_tokens, prompt_lookup_min, prompt_lookup_max),
         ),
         num_threads=num_threads,

@@ -176,13 +176,15 @@ class StepShape:
     """What a step's time depends on.
 
     `prefill_tokens`: tokens of prefill chunks. `kv_tokens`: the lengths of all sequences after the step, summed.
-    `prefill_pairs`: query-key pairs of the chunks: n * context + n * (n + 1) / 2 for n tokens behind a context.
+    `prefill_pairs`: query-key pairs of the chunks: n * context + n * (n + 1) / 2 for n tokens behind a context. A burst
+    is a step of several `num_rounds`, whose first one the rest describes.
     """
 
     prefill_tokens: int
     num_sequences: int
     kv_tokens: int
     prefill_pairs: float = 0.0
+    num_rounds: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import bisect
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from kea.engine.bursts import BurstPlanner
 from kea.engine.config import StepLimits
 from kea.engine.draft import Draft, StepWork, WorkItem, shape_of
 from kea.engine.forecast import Demand, OutputLengths, peak_pages
@@ -41,6 +42,7 @@ class Batcher:
         self._resting: dict[int, ContextState] = {}  # idle or waiting, but holding pages; oldest first
         self._copies: list[PageCopy] = []
         self._num_declined = PROBE_STEPS  # steps in which no guess was verified
+        self._bursts = BurstPlanner(limits, memory, latency)
         self.lengths = OutputLengths()
         self.num_preemptions = 0
 
@@ -96,8 +98,13 @@ class Batcher:
                     self._plan_chunk(context, draft, draft.share)
             may_admit = may_admit and self._admit(draft, priority)
             self._top_up(draft)
+        items = tuple(draft.items.values())
+        if len(self._waiting) or len(items) < len(self._running):
+            self._bursts.interrupt()
+        else:
+            items = self._bursts.plan(items)
         copies, self._copies = tuple(self._copies), []
-        return StepWork(copies, tuple(draft.items.values()))
+        return StepWork(copies, items)
 
     def complete(self, item: WorkItem) -> None:
         """Record that an item was computed: its full pages enter the prefix tree."""

@@ -16,13 +16,16 @@ class DecodingConfig:
     """How running generations are served.
 
     `tpot_objective_s`: prefill chunks are sized so that a step with decoding contexts is predicted to stay below it.
-    `speculation`: of generations that do not say themselves (None: nothing is guessed).
+    `speculation`: of generations that do not say themselves (None: nothing is guessed). `max_burst_s`: how long a step
+    may compute several tokens per context where nothing else is to be done (0: one token a step).
     """
 
     tpot_objective_s: float | None = None
     speculation: Speculation | None = None
+    max_burst_s: float = 0.025
 
     def __post_init__(self) -> None:
+        check_range("max_burst_s", self.max_burst_s, 0.0)
         if self.tpot_objective_s is not None:
             check_range("tpot_objective_s", self.tpot_objective_s, 1e-6)
 
@@ -78,6 +81,7 @@ class StepLimits:
     max_num_batched_tokens: int
     tpot_objective_s: float | None = None
     speculation: Speculation | None = None
+    max_burst_s: float = 0.0
 
 
 def resolve_limits(config: EngineConfig, facts: ModelFacts, free_bytes: int) -> StepLimits:
@@ -112,6 +116,7 @@ def resolve_limits(config: EngineConfig, facts: ModelFacts, free_bytes: int) -> 
         config.max_num_batched_tokens,
         config.decoding.tpot_objective_s,
         config.decoding.speculation,
+        config.decoding.max_burst_s,
     )
 
 

@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -33,13 +34,14 @@ from kea.engine.compiling import Compilations
 from kea.engine.config import EngineConfig, StepLimits, resolve_limits
 from kea.engine.constraints import ConstraintCompiler
 from kea.engine.contexts import ContextTable
+from kea.engine.counters import Counters
 from kea.engine.draft import StepWork, WorkItem
 from kea.engine.generation import GenerationState
 from kea.engine.latency import LatencyModel
 from kea.engine.machine import free_memory_bytes, resolve_device, set_num_threads, use_device
-from kea.engine.rows import Rows, score_prompt, select_rows
+from kea.engine.rows import score_prompt, select_rows
 from kea.engine.runner import Runner
-from kea.engine.sampling import Drawn, Sampler, SamplingRow
+from kea.engine.sampling import Drawn, Sampler, SamplingRow, create_order, record
 from kea.engine.speculation import try_create_lookup
 from kea.engine.state import ContextState
 from kea.engine.stopping import OutputTracker
@@ -65,16 +67,18 @@ class EngineCore:
         self._clock = clock
         self._memory = KVMemory(MemoryConfig(limits.num_pages, limits.page_tokens))
         self._latency = LatencyModel()
+        self._runner = Runner(model, self._memory, limits.num_pages, limits.page_tokens, max_rows=limits.max_num_seqs)
+        if not self._runner.can_draw:
+            limits = replace(limits, max_burst_s=0.0)
         self._batcher = Batcher(limits, self._memory, self._latency)
         self._contexts = ContextTable(
             limits, model.facts.vocab_size, self._memory, self._batcher, start=self._start, clock=clock
         )
-        self._runner = Runner(model, self._memory, limits.num_pages, limits.page_tokens, max_rows=limits.max_num_seqs)
         self._sampler = Sampler(model.facts.vocab_size, lambda: secrets.randbits(SEED_BITS))
         self._constraints = Compilations(ConstraintCompiler(tokenizer))
         self._limits = limits
         self._eos_token_ids = tuple(dict.fromkeys((*model.facts.eos_token_ids, *tokenizer.eos_token_ids)))
-        self._counters = _Counters()
+        self._counters = Counters()
         self._places: dict[int, int] = {}  # by generation: where the step's events have its chunk
 
     @classmethod
@@ -195,16 +199,30 @@ class EngineCore:
 
     def _compute(self, work: StepWork) -> _Result:
         """Run the model and draw each item's first token."""
+        if work.num_rounds > 1:
+            return self._burst(work)
         rows = select_rows(work)
         logits, find_unsound = self._runner.run(work, rows.logit_rows)
         for item, first, stop in rows.prompts:
             score_prompt(item, logits[first:stop])
         drawn = self._draw(logits, rows.draws)
-        return _Result(logits, rows, find_unsound(), drawn)
+        behind = partial(self._draw_behind, logits, rows.draws)
+        return _Result(work.items, find_unsound(), drawn, behind)
+
+    def _burst(self, work: StepWork) -> _Result:
+        """Let the model draw; what it drew is taken as guesses are that are right."""
+        states = [item.context.generation.sampling for item in work.items if item.context.generation is not None]
+        tokens, items, find_unsound = self._runner.draw(work, create_order(states, work.num_rounds))
+        rows = {id(item): row for row, item in enumerate(items)}
+
+        def behind(hits: Sequence[WorkItem], num_drawn: int) -> DrawnRows:
+            return [(item, record(states[rows[id(item)]], int(tokens[num_drawn, rows[id(item)]]))) for item in hits]
+
+        return _Result(items, find_unsound(), behind(items, 0), behind)
 
     def _conclude(self, work: StepWork, started: float, result: _Result) -> None:
         """Let pages, generations and counters follow a step that was computed."""
-        for item in work.items:
+        for item in result.items:
             if item not in result.unsound:
                 self._batcher.complete(item)
         now = self._clock()
@@ -235,18 +253,19 @@ class EngineCore:
         """
         drawn, num_drawn = result.drawn, 0
         while drawn:
-            hits = {
-                id(item) for item, it in drawn if item.context.error is None and self._take(item, it, num_drawn, now)
-            }
+            hits = [item for item, it in drawn if item.context.error is None and self._take(item, it, num_drawn, now)]
             num_drawn += 1
-            draws = [(item, index + num_drawn) for item, index in result.rows.draws if id(item) in hits] if hits else []
-            drawn = self._draw_behind(result.logits, draws)
+            drawn = result.draw_behind(hits, num_drawn) if hits else []
         self._places.clear()
 
-    def _draw_behind(self, logits: torch.Tensor, draws: Sequence[tuple[WorkItem, int]]) -> DrawnRows:
-        """Draw as `_draw` does; a fault of it is a fault of these requests alone, whose pages are already right."""
-        if not draws:
-            return []
+    def _draw_behind(
+        self, logits: torch.Tensor, rows: Sequence[tuple[WorkItem, int]], hits: Sequence[WorkItem], num_drawn: int
+    ) -> DrawnRows:
+        """Draw as `_draw` does from the rows behind `num_drawn` guesses; a fault of it is a fault of these requests
+        alone, whose pages are already right.
+        """
+        found = set(map(id, hits))
+        draws = [(item, index + num_drawn) for item, index in rows if id(item) in found]
         try:
             return self._draw(logits, draws)
         except Exception as error:  # noqa: BLE001 - the requests' fault is told to these requests
@@ -272,7 +291,7 @@ class EngineCore:
         if item.guesses:
             self._tell(generation.generation_id, chunk)
             is_hit = num_drawn < len(item.guesses) and item.guesses[num_drawn] == drawn.token_id
-            self._counters.num_accepted_tokens += is_hit
+            self._counters.num_accepted_tokens += is_hit and not item.is_sure
         else:
             self._contexts.events.append(Generated(generation.generation_id, chunk))
         if chunk.finish is not None:
@@ -327,7 +346,7 @@ class EngineCore:
         )
 
     def _count(self, work: StepWork, seconds: float) -> None:
-        self._counters.num_steps += 1
+        self._counters.num_steps += work.num_rounds
         self._counters.prompt_tokens += sum(item.stop - item.start - item.draws for item in work.items)
         self._counters.num_draft_tokens += sum(len(item.guesses) for item in work.items)
         self._latency.observe(work.shape, seconds)
@@ -335,27 +354,14 @@ class EngineCore:
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    """A step that was computed: its logits, the items whose numbers are not finite, each item's first token."""
+    """A step that was computed: its items, those whose numbers are not finite, each item's first token; and what draws
+    the next ones of items of which so many tokens were as guessed.
+    """
 
-    logits: torch.Tensor
-    rows: Rows
+    items: Sequence[WorkItem]
     unsound: list[WorkItem]
     drawn: DrawnRows
-
-
-class _Counters:
-    """What the engine did since its start."""
-
-    def __init__(self) -> None:
-        self.num_steps = 0
-        self.prompt_tokens = 0
-        self.generation_tokens = 0
-        self.num_draft_tokens = 0
-        self.num_accepted_tokens = 0
-        self.num_finished: dict[str, int] = {}
-
-    def finished(self, reason: str) -> None:
-        self.num_finished[reason] = self.num_finished.get(reason, 0) + 1
+    draw_behind: Callable[[Sequence[WorkItem], int], DrawnRows]
 
 
 def _sampling_row(context: ContextState) -> SamplingRow | KeaError:

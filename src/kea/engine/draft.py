@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kea.engine.base import StepShape
 from kea.engine.config import StepLimits
@@ -19,7 +19,8 @@ class WorkItem:
     """One context's part of a step: compute its tokens [start, stop), and behind them the guesses of the next ones.
 
     `draws`: the logits of the row of `stop` - 1 draw a token; if that is the first guess, those of its row draw the
-    next one, and so on.
+    next one, and so on. With `num_rounds` more than 1 the model goes on to what it drew, so often; once it did, the
+    guesses are what it drew (`is_sure`).
     """
 
     context: ContextState
@@ -27,11 +28,18 @@ class WorkItem:
     stop: int
     draws: bool
     guesses: tuple[int, ...] = ()
+    num_rounds: int = 1
+    is_sure: bool = False
 
     @property
     def end(self) -> int:
-        """The position behind the last row."""
-        return self.stop + len(self.guesses)
+        """The position behind the last one that is computed."""
+        return self.stop + len(self.guesses) + self.num_rounds - 1
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether it is one token, from which the next one is drawn."""
+        return self.draws and self.stop - self.start == 1 and not self.guesses
 
     @property
     def num_tokens(self) -> int:
@@ -46,8 +54,12 @@ class StepWork:
     items: tuple[WorkItem, ...]
 
     @property
+    def num_rounds(self) -> int:
+        return self.items[0].num_rounds if self.items else 1
+
+    @property
     def shape(self) -> StepShape:
-        return shape_of(self.items)
+        return replace(shape_of(self.items), num_rounds=self.num_rounds)
 
 
 def shape_of(items: Iterable[WorkItem]) -> StepShape:
@@ -59,7 +71,7 @@ def shape_of(items: Iterable[WorkItem]) -> StepShape:
     for item in items:
         length = item.stop - item.start
         num_sequences += 1 + len(item.guesses)
-        kv_tokens += item.stop + sum(range(item.stop + 1, item.end + 1))
+        kv_tokens += item.stop + sum(range(item.stop + 1, item.stop + len(item.guesses) + 1))
         if length > 1:
             prefill_tokens += length
             pairs += length * item.start + length * (length + 1) / 2  # each token sees itself and all before it

@@ -42,6 +42,19 @@ class GenerationState:
         mask = self.constraint.fill_mask() if self.constraint is not None else None
         return SamplingRow(self.sampling, mask, self.tracker.banned, self.options.logprobs)
 
+    @property
+    def is_drawn_plainly(self) -> bool:
+        """Whether the next tokens are drawn from the logits as they are, none is guessed, and nothing is reported of
+        them: so that a model can draw several by itself.
+        """
+        return (
+            self.lookup is None
+            and self.constraint is None
+            and self.options.logprobs is None
+            and self.sampling.is_plain
+            and not self.tracker.banned
+        )
+
     def guess(self, context: ContextState) -> list[int]:
         """Return what the next tokens may be, within the output's length and its constraint; none without `lookup`."""
         if self.lookup is None:

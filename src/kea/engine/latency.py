@@ -1,10 +1,11 @@
 """The latency model: how long a step takes, fitted online to what the engine measured. Reads no clock.
 
-seconds = base + a * prefill tokens + b * sequences + c * KV tokens + d * prefill pairs, with coefficients of at least
-0: weighted recursive least squares on relative errors. The memory is kept per kind of step (how much prefill, how many
-sequences); a kind is forgotten faster when it is seen again, and never wholly otherwise: a thousand steps of decoding
-do not wash out what prefill costs. A step far off the prediction is taken as a moderate one, unless several in a row
-are: then the machine or the load changed, and the past is mostly forgotten.
+seconds = launch + base + a * prefill tokens + b * sequences + c * KV tokens + d * prefill pairs; of a burst launch once
+and the rest for each round. Coefficients are at least 0 (while there was no burst, launch is a part of base): weighted
+recursive least squares on relative errors. The memory is kept per kind of step (how much prefill, how many sequences);
+a kind is forgotten faster when it is seen again, and never wholly otherwise: a thousand steps of decoding do not wash
+out what prefill costs. A step far off the prediction is taken as a moderate one, unless several in a row are: then the
+machine or the load changed, and the past is mostly forgotten.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 NO_LIMIT = 1 << 40  # more tokens than any step has
 _WINDOW = 256
-_NUM_FEATURES = 5
+_NUM_FEATURES = 6
 _PREFILL_BOUNDS = (0, 63, 511)
 _SEQUENCE_BOUNDS = (1, 7, 31)
 _KIND_MEMORY = 0.97
@@ -80,7 +81,7 @@ class LatencyModel:
 
         0 where even one is too many; `NO_LIMIT` while nothing says that prefill costs time.
         """
-        _, per_token, _, per_kv_token, per_pair = self._coefficients
+        _, _, per_token, _, per_kv_token, per_pair = self._coefficients
         room = limit_s - self.predict(add_prefill(shape, 0, context_len))
         if room < 0.0:
             return 0
@@ -104,13 +105,13 @@ class LatencyModel:
 
     def sequence_s(self, context_len: int) -> float:
         """Return the seconds that one more sequence of `context_len` tokens adds to a step; 0 while unknown."""
-        return float(self._coefficients[2] + self._coefficients[3] * context_len)
+        return float(self._coefficients[3] + self._coefficients[4] * context_len)
 
     def snapshot(self) -> LatencySnapshot:
         """Return the coefficients, and how well they predicted recent steps before these were learned from."""
-        base, per_token, per_sequence, per_kv_token, per_pair = self._coefficients.tolist()
+        base, launch, per_token, per_sequence, per_kv_token, per_pair = self._coefficients.tolist()
         error = float(np.median(self._errors)) if self._errors else None
-        return LatencySnapshot(base, per_token, per_sequence, per_kv_token, self._num_samples, error, per_pair)
+        return LatencySnapshot(base + launch, per_token, per_sequence, per_kv_token, self._num_samples, error, per_pair)
 
     def _moderate(self, predicted: float, seconds: float) -> float:
         """Return the measured time, or the nearest believable one where it stands alone far off the prediction."""
@@ -151,7 +152,10 @@ def add_prefill(shape: StepShape, num_tokens: int, context_len: int = 0) -> Step
 
 
 def _features(shape: StepShape) -> NDArray[np.float64]:
-    return np.array([1.0, shape.prefill_tokens, shape.num_sequences, shape.kv_tokens, shape.prefill_pairs])
+    rounds = shape.num_rounds
+    sequences = rounds * shape.num_sequences
+    kv_tokens = rounds * shape.kv_tokens + sequences * (rounds - 1) / 2  # each round, every sequence is a token longer
+    return np.array([rounds, 1.0, shape.prefill_tokens, sequences, kv_tokens, shape.prefill_pairs])
 
 
 def _kind(shape: StepShape) -> int:

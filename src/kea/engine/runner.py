@@ -6,20 +6,25 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from kea.attention.base import Run, SequencePlan, StepPlan
+from kea.engine.bursts import with_drawn
 from kea.engine.draft import StepWork, WorkItem
 from kea.engine.soundness import FindUnsound, Soundness
 from kea.engine.transfer import send
 from kea.memory import KVMemory, PageCopy
-from kea.models.base import CapturingDecoder, DecoderModel, StepInput
+from kea.models.base import CapturingDecoder, DecoderModel, DrawingDecoder, DrawOrder, StepInput
+
+I64 = NDArray[np.int64]
 
 
 class Runner:
-    """The model and its page pool. Lives as long as its engine."""
+    """The model and its page pool. Lives as long as its engine. `can_draw`: the model draws tokens itself."""
 
     def __init__(
         self, model: DecoderModel, memory: KVMemory, num_pages: int, page_tokens: int, *, max_rows: int = 256
@@ -28,6 +33,7 @@ class Runner:
         self._memory = memory
         self._page_tokens = page_tokens
         self._cache = model.create_cache(num_pages * page_tokens)
+        self.can_draw = isinstance(model, DrawingDecoder) and model.can_draw
         self._soundness = Soundness(self._cache[-1])
         if isinstance(model, CapturingDecoder):
             model.capture(self._cache, page_tokens, max_rows)
@@ -43,6 +49,22 @@ class Runner:
         with torch.inference_mode():
             logits = self._model.forward(step, self._cache)
             return logits, self._soundness.begin(work.items, step.plan.slots)
+
+    def draw(self, work: StepWork, order: DrawOrder) -> tuple[I64, tuple[WorkItem, ...], FindUnsound]:
+        """Compute a burst; return its tokens [rounds, R] as `DrawingDecoder.draw` does, the items with what they drew,
+        and what finds those of which some round's KV is not finite.
+        """
+        items, count = work.items, len(work.items)
+        slots = np.array([self._slots(item) for item in items], dtype=np.int64)
+        ids, at, wanted = self._tensors(
+            [item.context.tokens[item.start] for item in items], [item.start for item in items], range(count)
+        )
+        rounds = torch.from_numpy(np.ascontiguousarray(slots.T))
+        sequences = tuple(self._plan(item, row) for row, item in enumerate(items))
+        step = StepInput(ids, at, wanted, StepPlan(sequences, rounds[0], self._page_tokens))
+        tokens = cast(DrawingDecoder, self._model).draw(step, self._cache, order)
+        drawn = with_drawn(items, tokens)
+        return tokens, drawn, self._soundness.begin(drawn, torch.from_numpy(slots.reshape(-1)))
 
     def wipe(self, item: WorkItem) -> None:
         """Zero what an item has written, or was to write."""
@@ -81,7 +103,7 @@ class Runner:
 
     def _plan(self, item: WorkItem, row: int) -> SequencePlan:
         pages = item.context.pages
-        runs = tuple(itertools.starmap(Run, self._memory.visible_runs(pages, item.end)))
+        runs = tuple(itertools.starmap(Run, self._memory.visible_runs(pages, item.start + item.num_tokens)))
         return SequencePlan(row, item.num_tokens, item.start, tuple(pages.pages), runs)
 
     def _slots(self, item: WorkItem) -> list[int]:

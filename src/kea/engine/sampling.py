@@ -17,14 +17,15 @@ import torch
 from kea.engine.constraints import apply_masks
 from kea.engine.drawing import DrawRows, Noise, draw_tokens
 from kea.engine.drawing_ahead import draw_ahead
-from kea.engine.drawing_cpu import ONE_THREAD_NUMEL, CpuDraws
+from kea.engine.drawing_cpu import ONE_THREAD_NUMEL, CpuDraws, draw_noise, draw_settings
 from kea.engine.logprobs import token_logprobs
 from kea.engine.penalties import RowState, add_bias, apply_penalties, ban_tokens
 from kea.engine.transfer import send_index
 from kea.errors import EngineFault, InvalidRequest, KeaError
+from kea.models.base import DrawOrder
 from kea.types import Sampling, TokenLogprob
 
-__all__ = ["Drawn", "RowState", "Sampler", "SamplingRow", "token_logprobs"]
+__all__ = ["Drawn", "RowState", "Sampler", "SamplingRow", "create_order", "record", "token_logprobs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +188,23 @@ def _report(
     return dict(zip(indices, token_logprobs(logits, chosen, num_top), strict=True))
 
 
+def create_order(states: Sequence[RowState], num_rounds: int) -> DrawOrder:
+    """Return how a model draws the next tokens of rows that are plain, so many of each: as a sampler would."""
+    return DrawOrder(num_rounds, draw_settings(states), draw_noise(states))
+
+
+def record(state: RowState, token_id: int) -> Drawn | KeaError:
+    """Record in a row's state what a model has drawn for it; an error where it could not."""
+    if token_id < 0:
+        return _not_finite()
+    state.push(token_id)
+    return Drawn(token_id)
+
+
+def _not_finite() -> EngineFault:
+    return EngineFault("The model gave logits that are not finite numbers for this row.")
+
+
 def _reason(logits: torch.Tensor) -> KeaError:
     if math.isfinite(logits.max().item()):
         return InvalidRequest(
@@ -194,4 +212,4 @@ def _reason(logits: torch.Tensor) -> KeaError:
             hint="Lower min_tokens, or loosen the constraint.",
             param="min_tokens",
         )
-    return EngineFault("The model gave logits that are not finite numbers for this row.")
+    return _not_finite()

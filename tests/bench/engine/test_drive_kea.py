@@ -46,7 +46,7 @@ def test_a_step_is_longer_than_its_model_and_sampler(driver: Driver) -> None:
     result = driver.overhead(PROMPTS, steps=3, warmups=1)
     for step_s, model_s, sampler_s in zip(*(result[key] for key in ("step_s", "model_s", "sampler_s")), strict=True):
         assert model_s > 0
-        assert sampler_s > 0
+        assert sampler_s >= 0  # 0 where the model draws by itself
         assert model_s + sampler_s < step_s
 
 

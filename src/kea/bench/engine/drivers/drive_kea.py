@@ -7,7 +7,7 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import kea
@@ -15,9 +15,10 @@ from kea.engine.base import Append, ClearCache, ContextSpec, CreateContext, Free
 from kea.engine.config import EngineConfig
 from kea.engine.core import EngineCore
 from kea.engine.sampling import Sampler
+from kea.models.base import DrawingDecoder
 from kea.types import GenerateOptions, Sampling, Stopping
 
-_SLACK = 128  # tokens drawn before all contexts have begun, at most: generations end because they are freed
+_SLACK = 128  # tokens beyond those measured, at most (others begin, a burst ends): contexts are freed, not finished
 Request = tuple[float, list[int], int]
 
 
@@ -57,11 +58,10 @@ class Driver:
         return {"cold_s": self._time_to_token(prompt), "warm_s": self._time_to_token(prompt)}
 
     def decode(self, prompts: list[list[int]], steps: int, warmups: int) -> dict[str, Any]:
-        """Time steps that draw one token for each of the prompts' contexts."""
+        """Time steps that draw one token for each of the prompts' contexts; of a burst, each round is one."""
         with self._generating(prompts, warmups + steps) as step:
-            for _ in range(warmups):
-                step()
-            return {"step_s": [step() for _ in range(steps)]}
+            _run_steps(step, warmups)
+            return {"step_s": _run_steps(step, steps)}
 
     def shared(
         self, *, prefix: list[int], groups: list[list[int]], prompts: list[list[Any]], strangers: list[list[int]],
@@ -75,9 +75,8 @@ class Driver:
         whole = [prefix + groups[group] + own for group, own in prompts] + strangers
         tenants = ["" if share else f"tenant {number}" for number in range(len(whole))]
         with self._generating(whole, warmups + steps, tenants) as step:
-            for _ in range(warmups):
-                step()
-            times = [step() for _ in range(steps)]
+            _run_steps(step, warmups)
+            times = _run_steps(step, steps)
             memory, size = self.core.snapshot().memory, self.core.info.page_tokens
         self.core.handle(ClearCache())
         heads = [len(prefix), *(len(prefix) + len(tokens) for tokens in groups)]
@@ -93,16 +92,18 @@ class Driver:
         model = self.core._model
         with (
             _timed(type(model), "forward", spent, "model"),
+            _timed(type(model), "draw", spent, "model") if isinstance(model, DrawingDecoder) else nullcontext(),
             _timed(Sampler, "sample", spent, "sampler"),
             self._generating(prompts, warmups + steps) as step,
         ):
-            for _ in range(warmups):
-                step()
-            rows = []
-            for _ in range(steps):
+            _run_steps(step, warmups)
+            rows: list[dict[str, float]] = []
+            while len(rows) < steps:
                 spent.update(model=0.0, sampler=0.0)
-                rows.append({"step_s": step(), "model_s": spent["model"], "sampler_s": spent["sampler"]})
-        return {key: [row[key] for row in rows] for key in ("step_s", "model_s", "sampler_s")}
+                times = step()
+                parts = {f"{name}_s": seconds / len(times) for name, seconds in spent.items()}
+                rows += [{"step_s": seconds, **parts} for seconds in times]
+        return {key: [row[key] for row in rows[:steps]] for key in ("step_s", "model_s", "sampler_s")}
 
     def arrivals(self, requests: list[Request]) -> dict[str, Any]:
         """Serve requests `(offset_s, prompt, output_len)` at their times; return the latencies of each."""
@@ -151,10 +152,11 @@ class Driver:
     @contextmanager
     def _generating(
         self, prompts: Sequence[list[int]], num_steps: int, tenants: Sequence[str] | None = None
-    ) -> Iterator[Callable[[], float]]:
-        """Bring a context for each prompt to its first token; gives a function that runs and times one step of all.
+    ) -> Iterator[Callable[[], list[float]]]:
+        """Bring a context for each prompt to its first token; gives a function that runs one step of all and returns
+        its time, or of a burst as many equal parts of it as there were rounds.
 
-        It may be called `num_steps` times. Much longer outputs must not be asked for: by the forecast of their needs,
+        Until there are `num_steps` of them. Much longer outputs must not be asked for: by the forecast of their needs,
         contexts would wait for others to end.
         """
         tenants = tenants or [""] * len(prompts)
@@ -162,15 +164,19 @@ class Driver:
         begun = [self._begin(prompt, most, tenant) for prompt, tenant in zip(prompts, tenants, strict=True)]
         counts = {generation_id: 0 for _, generation_id in begun}
 
-        def step() -> float:
+        def step() -> list[float]:
             started = time.perf_counter()
             generated = self._step()
             seconds = time.perf_counter() - started
             for one in generated:
                 counts[one.generation_id] += len(one.chunk.token_ids)
-            if is_measuring and len(generated) != len(prompts):
-                raise RuntimeError(f"a step gave {len(generated)} tokens for {len(prompts)} contexts")
-            return seconds
+            rounds = {len(one.chunk.token_ids) for one in generated}
+            if is_measuring and (len(generated) != len(prompts) or len(rounds) != 1):
+                raise RuntimeError(
+                    f"a step gave {len(generated)} chunks of {rounds} tokens for {len(prompts)} contexts"
+                )
+            count = max(rounds, default=1)
+            return [seconds / count] * count
 
         is_measuring = False
         while not all(counts.values()):
@@ -208,6 +214,14 @@ class Driver:
             if isinstance(event, GenerationFailed):
                 raise event.error
         return [event for event in events if isinstance(event, Generated)]
+
+
+def _run_steps(step: Callable[[], list[float]], count: int) -> list[float]:
+    """Run so many steps, and to the end of the burst that has the last of them; return their times."""
+    times: list[float] = []
+    while len(times) < count:
+        times += step()
+    return times[:count]
 
 
 @contextmanager
