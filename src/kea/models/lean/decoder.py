@@ -35,6 +35,8 @@ I64 = NDArray[np.int64]
 
 MIN_ROWS = 64
 MAX_RECORDINGS = 256
+MIN_SHARED_WORK = 1 << 20
+"""Multiplications with weights in a step below which one thread computes it: measured, a second one gains nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,8 @@ class LeanDecoder:
         self._buffers = Buffers(MIN_ROWS)
         self._spare = Spare()
         self._recordings: dict[Shape, Recording] = {}
+        linears = [part for layer in weights.layers for part in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+        self._num_weights = sum(part.weight.num_columns * part.weight.depth for part in (*linears, weights.head))
 
     @property
     def facts(self) -> ModelFacts:
@@ -91,7 +95,8 @@ class LeanDecoder:
         return allocate_cache(self._facts, num_slots)
 
     def forward(self, step: StepInput, cache: tuple[LayerCache, ...]) -> torch.Tensor:
-        with running_kernels() as num_threads:
+        with running_kernels() as given:
+            num_threads = self._num_threads(step, given)
             recording = self._enter(step, num_threads)
             prepared = self._backend.prepare(step.plan)
             if recording.attention is None:
@@ -105,12 +110,16 @@ class LeanDecoder:
         return isinstance(self._backend, NumbaAttention)
 
     def draw(self, step: StepInput, cache: tuple[LayerCache, ...], order: DrawOrder) -> I64:
-        with running_kernels() as num_threads:
+        with running_kernels() as given:
+            num_threads = self._num_threads(step, given)
             recording = self._enter(step, num_threads)
             assert recording.choosing is not None, "tokens are drawn by rows that are not all of a program's"
             tokens = recording.choosing.begin(order)
             self._run(recording, self._backend.prepare(step.plan), cache, num_threads, num_rounds=order.num_rounds)
             return tokens
+
+    def _num_threads(self, step: StepInput, given: int) -> int:
+        return given if len(step.token_ids) * self._num_weights >= MIN_SHARED_WORK else 1
 
     def _enter(self, step: StepInput, num_threads: int) -> Recording:
         """Return the recording of a step, with the step's rows where it reads them."""
