@@ -181,7 +181,7 @@ class Team:
 
     def __init__(self) -> None:
         self._job: Job | None = None
-        self._calls: list[threading.Semaphore] = []
+        self._calls: list[threading.Lock] = []  # by thread: held while it sleeps, released to wake it
 
     def run(self, program: Program, num_threads: int, *, num_rounds: int = 1, **num_chunks: int) -> None:
         """Run a program on this thread and `num_threads` - 1 others, which take part as they wake up; `num_rounds`
@@ -190,15 +190,17 @@ class Team:
         One caller at a time: to be called where `running_kernels` gave `num_threads`.
         """
         while len(self._calls) < num_threads - 1:
-            self._calls.append(threading.Semaphore(0))
+            self._calls.append(threading.Lock())
+            self._calls[-1].acquire()
             threading.Thread(target=self._serve, args=(self._calls[-1],), daemon=True, name="kea-kernels").start()
         job = self._job = program.begin(num_rounds, num_chunks)
         for call in self._calls[: num_threads - 1]:
-            call.release()
+            if call.locked():  # else it was called before and is on its way to look for a job
+                call.release()
         job.take_part()
         self._job = None
 
-    def _serve(self, call: threading.Semaphore) -> None:
+    def _serve(self, call: threading.Lock) -> None:
         while True:
             call.acquire()
             job = self._job  # None where the program has ended meanwhile
