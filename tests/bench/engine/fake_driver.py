@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from typing import Any
@@ -33,6 +34,11 @@ class Driver:
     def wait(self, seconds: float) -> dict[str, Any]:
         time.sleep(seconds)
         return {}
+
+    def start_child(self, seconds: int) -> dict[str, Any]:
+        """Start a process that holds none of this one's pipes."""
+        none = subprocess.DEVNULL
+        return {"pid": subprocess.Popen(["sleep", str(seconds)], stdin=none, stdout=none, stderr=none).pid}
 
     def die(self) -> dict[str, Any]:
         os.write(2, b"something broke\n")

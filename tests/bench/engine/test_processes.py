@@ -26,6 +26,14 @@ def decode(steps: int = 3) -> Order:
     return Order("decode", {"prompts": [[1, 2]], "steps": steps, "warmups": 0})
 
 
+def is_running(pid: int) -> bool:
+    """Say whether a process is there and has not ended (one that nobody waited for is a zombie)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except OSError:
+        return False
+
+
 @pytest.fixture
 def process(tmp_path: Path) -> Iterator[ProcessSystem]:
     system = ProcessSystem(spec(), tmp_path / "log")
@@ -76,6 +84,38 @@ def test_a_timeout_ends_the_process(process: ProcessSystem) -> None:
     assert time.monotonic() - started < SOON_S
     with pytest.raises(ProcessLookupError):
         os.killpg(process._process.pid, 0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes are looked up in /proc")
+@pytest.mark.parametrize("dies", [False, True])
+def test_what_a_system_started_ends_with_it(process: ProcessSystem, dies: bool) -> None:
+    answer = process.ask(Order("start_child", {"seconds": 600}), SOON_S)
+    assert isinstance(answer, Answer)
+    child = answer.values["pid"]
+    assert is_running(child)
+    if dies:
+        process.ask(Order("die", {}), SOON_S)
+    process.close()
+    deadline = time.monotonic() + SOON_S
+    while is_running(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_running(child)
+
+
+def test_an_interrupt_while_a_system_loads_ends_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[ProcessSystem] = []
+
+    def interrupted(system: ProcessSystem, *_: object) -> Answer:
+        begun.append(system)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ProcessSystem, "ask", interrupted)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Fleet([LoadedSystem(spec(), LoadOrder({}, tmp_path, SOON_S))]) as fleet,
+    ):
+        fleet.load(fleet._all[0], SOON_S)
+    assert begun[0]._process.poll() is not None
 
 
 def test_a_driver_that_cannot_be_imported_is_a_failure(tmp_path: Path) -> None:

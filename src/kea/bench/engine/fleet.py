@@ -48,11 +48,12 @@ class LoadedSystem:
         process = self._start("")
         if isinstance(process, Refusal):
             return process
+        self._process = process  # from here on `close` ends it, also where Ctrl-C comes while it loads
         answer = process.ask(self._load_order(), min(timeout_s, self._load.timeout_s))
         if isinstance(answer, Refusal):
-            process.close()
-            return answer
-        self._process, self.load_s = process, time.perf_counter() - started
+            self.close()
+        else:
+            self.load_s = time.perf_counter() - started
         return answer
 
     def ask(self, order: Order, timeout_s: float) -> Answer | Refusal:

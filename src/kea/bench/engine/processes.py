@@ -6,13 +6,13 @@ ends it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,6 +31,7 @@ class ProcessSystem:
         self.spec = spec
         self.log = log
         self._partial = b""
+        self._is_closed = False
         settings = [f"{name}={value}" for name, value in spec.env.items()]
         command = ["env", *settings, str(spec.python), "-P", str(_ANSWERING), str(spec.driver)]
         with log.open("wb") as errors:
@@ -44,7 +45,7 @@ class ProcessSystem:
 
     def ask(self, order: Order, timeout_s: float) -> Answer | Refusal:
         """Send an order and wait for its answer. After a timeout the process is ended: its answer would be late."""
-        if self._process.stdin is None or self._process.stdin.closed:
+        if self._is_closed:
             return Refusal("died", "its process was ended before")
         line = json.dumps({"op": order.operation, **order.arguments}) + "\n"
         try:
@@ -64,7 +65,10 @@ class ProcessSystem:
 
     def close(self) -> None:
         """End the process and all that it started. May be called again."""
-        end_group(self._process, (signal.SIGTERM, signal.SIGKILL))
+        if self._is_closed:
+            return  # the number of its group may be another's by now
+        self._is_closed = True
+        end_group(self._process)
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 try:
@@ -92,15 +96,21 @@ class ProcessSystem:
         return lines[-1].strip()[:300] if lines else "it said nothing"
 
 
-def end_group(process: subprocess.Popen[bytes], signals: Sequence[signal.Signals]) -> None:
-    """End a process that leads a group, and the group with it, by one signal after another."""
-    for number in signals:
-        if process.poll() is None:
-            os.killpg(process.pid, number)
-            try:
-                process.wait(_CLOSE_S)
-            except subprocess.TimeoutExpired:
-                continue
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process that leads a group, politely at first, and then whatever is left of the group."""
+    if process.poll() is None:
+        _signal_group(process, signal.SIGTERM)
+        try:
+            process.wait(_CLOSE_S)
+        except subprocess.TimeoutExpired:
+            _signal_group(process, signal.SIGKILL)
+            process.wait()
+    _signal_group(process, signal.SIGKILL)  # a leader that has ended, by itself too, may leave its children behind
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):  # the group is empty: what was wanted
+        os.killpg(process.pid, number)
 
 
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
