@@ -109,6 +109,8 @@ PY
     write_serve <<'SH'
 export VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-2}" HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
 export VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
+# Intel's OpenMP comes with it; vLLM recommends it on x86 and is 5 to 15 % faster with it.
+[ ! -f "$here/lib/libiomp5.so" ] || export LD_PRELOAD="$here/lib/libiomp5.so${LD_PRELOAD:+:$LD_PRELOAD}"
 exec "$here/bin/python" -m vllm.entrypoints.openai.api_server --model "$model" "$@"
 SH
 }

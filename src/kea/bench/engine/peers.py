@@ -56,12 +56,20 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class PeerKind:
-    """`precisions`: those that it has; asked for another, it runs at the first. `prepare` makes and returns weights."""
+    """`precisions`: those that it has; asked for another, it runs at the first. `prepare` makes and returns weights.
+    `preloads` are libraries within its environment that its process is started with, where they are there.
+    """
 
     driver: str
     precisions: tuple[Precision, ...]
     prepare: Callable[[Path, Weights, Precision], tuple[Path, Mapping[str, object]]]
     env: Mapping[str, str] = field(default_factory=dict)
+    preloads: tuple[str, ...] = ()
+
+    def process_env(self, folder: Path) -> Mapping[str, str]:
+        """Return what is set for the process of the peer whose environment is in `folder`."""
+        found = [str(folder / name) for name in self.preloads if (folder / name).exists()]
+        return {**self.env, "LD_PRELOAD": ":".join(found)} if found else self.env
 
 
 class ConversionFailed(Exception):
@@ -122,7 +130,7 @@ def _peer_spec(name: str, kind: PeerKind, folder: Path, weights: Weights, precis
         model, load_args = kind.prepare(folder, weights, precision)
     except ConversionFailed as error:
         return Absent(label, str(error))
-    return SystemSpec(name, precision, python, _DRIVERS / kind.driver, model, kind.env, load_args)
+    return SystemSpec(name, precision, python, _DRIVERS / kind.driver, model, kind.process_env(folder), load_args)
 
 
 def as_is(_folder: Path, weights: Weights, _precision: Precision) -> tuple[Path, Mapping[str, object]]:
@@ -181,6 +189,7 @@ PEERS: dict[str, PeerKind] = {
             "DO_NOT_TRACK": "1",
             "VLLM_LOGGING_LEVEL": "WARNING",
         },
+        preloads=("lib/libiomp5.so",),  # vLLM's own advice for x86; 5 to 15 % faster
     ),
     "transformers": PeerKind("drive_transformers.py", (Precision.F32,), as_is, _OFFLINE),
 }

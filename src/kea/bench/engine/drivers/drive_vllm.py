@@ -6,6 +6,7 @@ import importlib.metadata
 import itertools
 from typing import Any
 
+import torch
 from vllm import LLM, SamplingParams
 
 _BLOCK_TOKENS = 128  # of a block of its KV on a CPU
@@ -20,9 +21,10 @@ class Engine:
         self._seen: dict[int, int] = {}  # tokens of each request so far: outputs are reported whole
 
     def load(
-        self, model: str, *, kv_tokens: int, kv_bytes: int, max_len: int, max_seqs: int, **_: Any
+        self, model: str, *, threads: int, kv_tokens: int, kv_bytes: int, max_len: int, max_seqs: int, **_: Any
     ) -> dict[str, Any]:
         """Load the model; its KV has room for the blocks of every sequence that are not full."""
+        torch.set_num_threads(threads)  # in one process it stays as it is set before
         room = kv_bytes + kv_bytes // kv_tokens * max_seqs * _BLOCK_TOKENS
         self._engine = LLM(
             model,
