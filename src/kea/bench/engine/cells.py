@@ -106,7 +106,7 @@ def _decode(words: _Words, load: Load) -> Iterator[Cell]:
 
 
 def _shared(words: _Words, load: Load) -> Iterator[Cell]:
-    """Sequences of own tokens behind a common prefix, with it shared, unshared, and without it."""
+    """Sequences of own tokens behind a common prefix: with it shared, unshared, without it, and without own tokens."""
     for count in load.num_shared:
         shared = f"{count} under {SHARED_PREFIX}"
         whole = count * (SHARED_PREFIX + SHARED_OWN + load.num_steps + _STEPS_ROOM)
@@ -119,11 +119,15 @@ def _shared(words: _Words, load: Load) -> Iterator[Cell]:
         def bare(_: int, members: list[Any] = members) -> Mapping[str, Any]:
             return _steps([own for _, own in members], load)
 
+        def empty(_: int, members: list[Any] = members) -> Mapping[str, Any]:
+            return _steps([own[:1] for _, own in members], load)
+
         context = SHARED_PREFIX + SHARED_OWN
         shared_room = SHARED_PREFIX + count * (SHARED_OWN + load.num_steps + _STEPS_ROOM)
         yield Cell("shared", f"shared: {shared}", "shared", shared_room, count, context, tree(True))
         yield Cell("shared", f"unshared: {shared}", "shared", whole, count, context, tree(False))
         yield Cell("shared", f"no prefix: {count}", "decode", shared_room, count, SHARED_OWN, bare)
+        yield Cell("shared", f"no context: {count}", "decode", shared_room, count, 1, empty)
         yield _two_level(words, load, count)
 
 

@@ -75,13 +75,11 @@ def _goal(cell: Cell, ours: _Label, other: _Label) -> Goal | None:
     if cell.scenario != "decode":
         return None
     if other.name == "llamacpp":
-        if cell.context >= 2048 and cell.batch in (1, 8):
-            return Goal(1.3)
-        if cell.context == 128 and cell.batch == 1:
+        if cell.batch == 1 and cell.context < 2048:
             return Goal(1.0 if ours.precision is Precision.F32 else 1.2)
-        return Goal(1.3) if cell.context == 128 and cell.batch in (8, 16, 32) else None
+        return Goal(1.3) if cell.batch == 1 or cell.batch >= 8 else None
     least = {"openvino": 1.5, "vllm": 3.0, "transformers": 3.0}.get(other.name)
-    return Goal(least) if least and cell.batch >= 8 and cell.context == 128 else None
+    return Goal(least) if least and cell.batch >= 8 else None
 
 
 def _against_bounds(measured: Measured) -> Iterator[Show]:
@@ -123,36 +121,40 @@ def _arrivals(measured: Measured) -> Iterator[Show]:
 
 
 def _shared(measured: Measured) -> Iterator[Show]:
-    """Rows on sequences under one prefix; attention is what a step takes more than the same step without the prefix."""
+    """Rows on sequences under one prefix. Attention is what a step takes more than one of contexts just begun, the
+    prefix's part what it takes more than one of the own tokens alone.
+    """
     cells = [cell for cell in measured.cells if cell.operation == "shared"]
     for ours in _split(measured)[0]:
         for cell in cells:
             kind, _, what = cell.name.partition(": ")
             if kind == "shared":
-                bare = seconds_of(measured, ours.label, f"no prefix: {cell.batch}")
-                with_it = _minus(seconds_of(measured, ours.label, cell.name), bare)
-                without = _minus(seconds_of(measured, ours.label, f"unshared: {what}"), bare)
-                spread = try_spread(ratios(with_it, without))
-                name = f"{what}: {ours.label}, time of the prefix when shared over unshared"
-                yield _row(measured, name, spread, "x", Goal(0.5, is_most=True))
-                yield _row(
-                    measured,
-                    f"{what}: {ours.label}, prefix part, share of the arithmetic bound",
-                    _prefix_share(measured, cell, with_it),
-                    "of the bound",
-                    Goal(0.6),
-                )
+                yield _attention_when_shared(measured, ours, cell, what)
+                yield _prefix_share(measured, ours, cell, what)
             if kind in ("shared", "tree"):
                 yield _kv_once(measured, ours, cell)
 
 
-def _prefix_share(measured: Measured, cell: Cell, seconds: dict[int, float]) -> Spread | None:
+def _attention_when_shared(measured: Measured, ours: _Label, cell: Cell, what: str) -> Show:
+    step, unshared, empty = (
+        seconds_of(measured, ours.label, name) for name in (cell.name, f"unshared: {what}", f"no context: {cell.batch}")
+    )
+    spread = try_spread(ratios(_minus(step, empty), _minus(unshared, empty)))
+    name = f"{what}: {ours.label}, attention when shared over unshared"
+    return _row(measured, name, spread, "x", Goal(0.5, is_most=True))
+
+
+def _prefix_share(measured: Measured, ours: _Label, cell: Cell, what: str) -> Show:
+    step, bare = (seconds_of(measured, ours.label, name) for name in (cell.name, f"no prefix: {cell.batch}"))
+    seconds = _minus(step, bare)
     flops = measured.shape.attention_flops(cell.batch * SHARED_PREFIX)
     bound = {
         round_idx: flops / max(rates[PRODUCT].values())
         for round_idx, rates in measured.rounds.bounds.get(cell.name, {}).items()
     }
-    return try_spread(ratios(bound, {key: value for key, value in seconds.items() if value > 0}))
+    share = try_spread(ratios(bound, {key: value for key, value in seconds.items() if value > 0}))
+    name = f"{what}: {ours.label}, prefix part, share of the arithmetic bound"
+    return _row(measured, name, share, "of the bound", Goal(0.6))
 
 
 def _kv_once(measured: Measured, ours: _Label, cell: Cell) -> Show:
