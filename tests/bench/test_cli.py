@@ -137,6 +137,9 @@ def test_quick_bounds_everything() -> None:
     assert quick.prepare_limit_s is not None
     assert quick.round_limit_s == pytest.approx(quick.limit_s / 6)
     assert quick.limit_s + quick.prepare_limit_s < 300
+    started = serve_options.make_quick(asked, starts_servers=True)
+    assert started.limit_s is not None
+    assert serve_options.QUICK_READY_S + started.limit_s + quick.prepare_limit_s < 300
     assert quick.shape == RequestShape()
 
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from kea.bench.cli import app
 from kea.bench.engine.shapes import Shape, write_checkpoint
-from kea.bench.starting import Places, read_starts, serving
+from kea.bench.starting import Places, read_starts, serving, targets_of
 from kea.errors import InvalidRequest, Unreachable
 
 TINY = Shape("tiny", 2, 64, 64, 4, 2, 400, head_dim=16, max_len=256)
@@ -71,6 +71,28 @@ def test_a_server_is_ready_once_it_answers_and_ends_with_the_block(tmp_path: Pat
         httpx2.get(starts[0].url, trust_env=False)
 
 
+def test_a_peer_that_does_not_come_up_is_reported_and_the_others_are_measured(tmp_path: Path) -> None:
+    model, report = tmp_path / "model", tmp_path / "report.json"
+    model.mkdir()
+    write_checkpoint(TINY, "bfloat16", model)
+    write_peer(tmp_path, "#!/usr/bin/env bash\necho no room >&2\nexit 7\n", "vllm")
+    load = ("--num-requests", "2", "--input-len", "12", "--output-len", "4", "--peers-dir", str(tmp_path))
+    starts = ("--start", f"kea={model}", "--start", "vllm=m", "--start", "llamacpp=m")
+    result = invoke(*starts, *load, "--json", str(report))
+    assert result.exit_code == 0, result.output
+    data = json.loads(report.read_text())
+    assert [(peer["name"], peer["status"]) for peer in data["peers"]] == [
+        ("kea", "measured"),
+        ("vllm", "failed"),
+        ("llamacpp", "absent"),
+    ]
+    assert "ended with 7: no room" in result.output
+    assert "make peers ARGS=llamacpp" in result.output
+    result = invoke(*starts, *load, "--slo-of", "vllm")
+    assert result.exit_code == 1
+    assert "slo-of names vllm, which is failed" in result.output
+
+
 def test_a_server_that_ends_is_told_with_its_last_words(tmp_path: Path) -> None:
     write_peer(tmp_path, "#!/usr/bin/env bash\necho no such model: $1 >&2\nexit 7\n")
     starts = read_starts(["vllm=nowhere"], [])
@@ -100,4 +122,8 @@ def test_flags_are_split_as_a_shell_does_and_peers_compute_in_fp32_by_default() 
     kea, vllm = read_starts(["kea=m", "vllm=m"], ["kea=--max-model-len 2k --api-key 'a b'"])
     assert kea.flags == ("--max-model-len", "2k", "--api-key", "a b")
     assert vllm.flags == ("--dtype", "float32")
+    assert [target.knows_ignore_eos for target in targets_of(read_starts(["vllm=m", "transformers=m"], []))] == [
+        True,
+        False,
+    ]
     assert kea.port != vllm.port

@@ -30,9 +30,8 @@ from kea.bench.serving import Measurement, RelativeSlo, ServeSettings, measure
 from kea.bench.starting import Places, Start, read_starts, serving, targets_of
 from kea.bench.statistics import Slo
 from kea.bench.table import render_result
-from kea.errors import InvalidRequest, KeaError
-
-EXIT_NOTHING_ANSWERED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+from kea.bench.terminal import EXIT_INTERRUPTED, EXIT_NOTHING, ending_as_by_ctrl_c, exit_with, print_result
+from kea.errors import KeaError
 
 
 def serve(
@@ -79,7 +78,17 @@ def serve(
     json_file: options.JsonFile = None,
     requests_file: options.RequestsFile = None,
 ) -> None:
-    """Load an OpenAI-compatible server and report its latencies, throughput and goodput."""
+    """Load an OpenAI-compatible server and report what its users would see.
+
+    Latencies, throughput, and goodput: the requests per second that were answered
+    within an objective. Several servers are loaded in turn and compared.
+
+    Examples:
+
+        kea bench serve --base-url http://127.0.0.1:8000 --quick
+        kea bench serve --rate 4 --slo-ttft-ms 500 --slo-tpot-ms 50
+        kea bench serve --start kea=100m --start vllm=100m --slo-of vllm --rate 2
+    """
     try:
         count_wanted = parse_integer(num_requests, "num-requests")
         workload = Workload(
@@ -112,13 +121,13 @@ def serve(
             num_warmups=warmups,
             limit_s=time_limit_s,
         )
-        settings = options.make_quick(settings) if quick else settings
-        status = run(settings, Started(starts, Places(peers_dir.resolve(), cache_dir)), json_file, requests_file)
+        places = Places(peers_dir.resolve(), cache_dir)
+        if quick:
+            settings = options.make_quick(settings, starts_servers=bool(starts))
+            places = replace(places, ready_s=options.QUICK_READY_S)
+        status = run(settings, Started(starts, places), json_file, requests_file)
     except KeaError as error:
-        notes = Console(stderr=True, soft_wrap=True, highlight=False)
-        notes.print("[bold red]error:[/]", end=" ")
-        notes.print(str(error), markup=False)
-        raise typer.Exit(EXIT_USAGE if isinstance(error, InvalidRequest) else EXIT_NOTHING_ANSWERED) from error
+        raise exit_with(error) from error
     raise typer.Exit(status)
 
 
@@ -134,21 +143,22 @@ def run(settings: ServeSettings, own: Started, json_file: Path | None, requests_
     """Measure, print the table, write the files, and return the exit status."""
     options.check_writable(json_file, "json")
     options.check_writable(requests_file, "requests")
-    console, notes = Console(), Console(stderr=True)
+    notes = Console(stderr=True)
     machine, began, started = read_machine(), datetime.now(UTC), time.perf_counter()
     with ProgressView(notes) as view:
         try:
-            with serving(own.starts, own.places, view) as models:
-                named = [replace(one, model=models.get(one.name, one.model)) for one in settings.targets]
-                settings = replace(settings, targets=tuple(named))
+            with ending_as_by_ctrl_c(), serving(own.starts, own.places, view) as fleet:
+                named = [replace(one, model=fleet.models.get(one.name, one.model)) for one in settings.targets]
+                settings = replace(settings, targets=tuple(named)).without(fleet.lost)
                 measured = asyncio.run(_measure_until_interrupted(settings, view))
         except KeyboardInterrupt:
             measured = None
     if measured is None:
         notes.print("Stopped before the load began; nothing was measured.")
         return EXIT_INTERRUPTED
+    measured = replace(measured, lost=fleet.lost)
     report = build_report(settings, measured, machine, began, time.perf_counter() - started)
-    console.print(render_result(measured, report))
+    print_result(render_result(measured, report))
     if json_file is not None:
         report.write(json_file)
         notes.print(f"Report: {json_file}", highlight=False, markup=False)
@@ -177,4 +187,4 @@ def _status(measured: Measurement) -> int:
     if measured.was_interrupted:
         return EXIT_INTERRUPTED
     is_answered = all(count(served.rounds).answered for served in measured.served)
-    return 0 if is_answered else EXIT_NOTHING_ANSWERED
+    return 0 if is_answered else EXIT_NOTHING

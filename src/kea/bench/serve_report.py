@@ -42,10 +42,13 @@ def build_report(
         versions=read_versions(kea.__version__, ("httpx2",)),
         model=Model(measured.served[0].model),
         load=_load(settings, measured),
-        peers=tuple(_peer(served) for served in measured.served),
+        peers=(*(_peer(served) for served in measured.served), *measured.lost),
         samples=tuple(chain.from_iterable(_samples(served, measured) for served in measured.served)),
         bounds=tuple(_bounds(measured)),
-        failures=tuple(chain.from_iterable(_failures(served) for served in measured.served)),
+        failures=(
+            *chain.from_iterable(_failures(served) for served in measured.served),
+            *(Failure(peer.name, peer.status, peer.note, 1) for peer in measured.lost),
+        ),
         shows=tuple(chain(_shows_of_servers(measured), _shows_of_ratios(measured))),
         interrupted=measured.was_interrupted,
     )

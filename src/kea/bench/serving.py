@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from kea.bench.base import Peer
 from kea.bench.load.calibration import calibrate, probe
 from kea.bench.load.client import LoadClient, RequestResult, RequestShape, Target
 from kea.bench.load.driver import Driver, Observer, RoundResult, run_until
@@ -67,6 +68,14 @@ class ServeSettings:
                 f"slo-of is {self.relative_slo.of!r}; it must be one of {', '.join(names)}.", param="slo-of"
             )
 
+    def without(self, lost: Sequence[Peer]) -> ServeSettings:
+        """Return the run without servers that did not come up. Raises Unreachable where the objective is of one."""
+        for peer in lost:
+            if self.relative_slo is not None and self.relative_slo.of == peer.name:
+                raise Unreachable(f"slo-of names {peer.name}, which is {peer.status}: {peer.note}")
+        names = {peer.name for peer in lost}
+        return replace(self, targets=tuple(target for target in self.targets if target.name not in names))
+
     @property
     def round_limit_s(self) -> float | None:
         return None if self.limit_s is None else self.limit_s / (self.num_rounds * len(self.targets))
@@ -84,13 +93,15 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """A whole run. `plans` are the rounds' requests, the same for every server; `slo` is the one in force."""
+    """A whole run. `plans` are the rounds' requests, the same for every server; `slo` is the one in force; `lost` are
+    servers that were to be measured and did not come up."""
 
     served: tuple[Served, ...]
     plans: tuple[tuple[Planned, ...], ...]
     slo: Slo
     lexicon: Lexicon | None
     was_interrupted: bool
+    lost: tuple[Peer, ...] = ()
 
 
 class View(Observer, Protocol):

@@ -6,7 +6,6 @@ Does not know the load. A server's log is deleted after the run; its last line i
 from __future__ import annotations
 
 import shlex
-import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Protocol
 
 import httpx2
 
+from kea.bench.base import Peer
 from kea.bench.engine.base import Precision
 from kea.bench.engine.peers import ConversionFailed, as_gguf
 from kea.bench.engine.processes import end_group
@@ -28,11 +28,10 @@ from kea.bench.engine.shapes import SHAPES
 from kea.bench.load.client import Target
 from kea.errors import InvalidRequest, Unreachable
 
-KEA = "kea"
-_DEFAULT_FLAGS = {KEA: (), "vllm": ("--dtype", "float32"), "transformers": ("--dtype", "float32", "--device", "cpu")}
-KINDS = (KEA, "vllm", "transformers", "llamacpp")
+KEA, TRANSFORMERS = "kea", "transformers"
+_DEFAULT_FLAGS = {KEA: (), "vllm": ("--dtype", "float32"), TRANSFORMERS: ("--dtype", "float32", "--device", "cpu")}
+KINDS = (KEA, "vllm", TRANSFORMERS, "llamacpp")
 _HOST = "127.0.0.1"
-_READY_S = 600.0
 _POLL_S = 0.5
 _STARTED_BY = "from kea.cli import main; main()"
 
@@ -53,10 +52,12 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where peers' environments are and where weights made on the spot go (None: the user's cache)."""
+    """Where peers' environments are, where weights made on the spot go (None: the user's cache), and how long all
+    servers together may take to be ready."""
 
     peers_dir: Path
     cache_dir: Path | None
+    ready_s: float = 1200.0
 
 
 class View(Protocol):
@@ -94,32 +95,54 @@ def _pairs(texts: Sequence[str], param: str) -> dict[str, str]:
 
 
 def targets_of(starts: Sequence[Start]) -> tuple[Target, ...]:
-    """Return where the servers will be. transformers' server lists no model: it is named by its directory."""
-    return tuple(Target(one.kind, one.url, None, None) for one in starts)
+    """Return where the servers will be."""
+    return tuple(Target(one.kind, one.url, knows_ignore_eos=one.kind != TRANSFORMERS) for one in starts)
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """What came up: the models that must be named, by kind; and the servers that did not, with the reason."""
+
+    models: Mapping[str, str]
+    lost: tuple[Peer, ...]
 
 
 @contextmanager
-def serving(starts: Sequence[Start], places: Places, view: View) -> Iterator[Mapping[str, str]]:
-    """Start the servers one after another; gives the names of the models that must be named, by kind.
+def serving(starts: Sequence[Start], places: Places, view: View) -> Iterator[Fleet]:
+    """Start the servers one after another; all have ended when the block ends.
 
-    All have ended when the block ends. Raises `Unreachable` for one that does not come up, with its last words.
+    One that is not installed or does not come up is lost. Raises InvalidRequest or Unreachable, with its last words,
+    where that is the first one: then there is nothing to measure.
     """
     with ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kea-bench-")))
-        names: dict[str, str] = {}
+        deadline_s = time.monotonic() + places.ready_s
+        models: dict[str, str] = {}
+        lost: list[Peer] = []
         for start in starts:
             view.phase(f"starting the server of {start.kind}")
-            model = _model(start, places)
-            log = logs / f"{start.kind}.log"
-            with log.open("wb") as output:
-                process = subprocess.Popen(
-                    _command(start, model, places), stdout=output, stderr=output, start_new_session=True
-                )
-            stack.callback(end_group, process, (signal.SIGTERM, signal.SIGKILL))
-            _wait_until_ready(start, process, log)
-            if start.kind == "transformers":
-                names[start.kind] = model
-        yield names
+            try:
+                process, model = _start(start, places, logs / f"{start.kind}.log")
+                stack.callback(end_group, process)
+                _wait_until_ready(start, process, logs / f"{start.kind}.log", deadline_s)
+            except (Unreachable, InvalidRequest) as error:
+                if start is starts[0]:
+                    raise
+                is_absent = isinstance(error, InvalidRequest)
+                lost.append(Peer(start.kind, "absent" if is_absent else "failed", None, str(error)))
+                continue
+            if start.kind == TRANSFORMERS:
+                models[start.kind] = model  # its server lists none
+        yield Fleet(models, tuple(lost))
+
+
+def _start(start: Start, places: Places, log: Path) -> tuple[subprocess.Popen[bytes], str]:
+    """Start a server; return its process and the model that it was told to load."""
+    program = _program(start, places)
+    model = _model(start, places)
+    command = [*program, model, "--host", _HOST, "--port", str(start.port), *start.flags]
+    with log.open("wb") as output:
+        return subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True), model
 
 
 def _model(start: Start, places: Places) -> str:
@@ -136,10 +159,9 @@ def _model(start: Start, places: Places) -> str:
         raise Unreachable(f"The model of {start.kind} could not be made: {error}.") from error
 
 
-def _command(start: Start, model: str, places: Places) -> list[str]:
-    place = ["--host", _HOST, "--port", str(start.port)]
+def _program(start: Start, places: Places) -> list[str]:
     if start.kind == KEA:
-        return [sys.executable, "-c", _STARTED_BY, "serve", model, *place, *start.flags]
+        return [sys.executable, "-c", _STARTED_BY, "serve"]
     script = places.peers_dir / start.kind / "serve"
     if not script.exists():
         raise InvalidRequest(
@@ -147,13 +169,12 @@ def _command(start: Start, model: str, places: Places) -> list[str]:
             hint=f"`make peers ARGS={start.kind}` makes it; --peers-dir says where it is.",
             param="start",
         )
-    return [str(script), model, *place, *start.flags]
+    return [str(script)]
 
 
-def _wait_until_ready(start: Start, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_ready(start: Start, process: subprocess.Popen[bytes], log: Path, deadline_s: float) -> None:
     """Wait until the server answers anything but that it is not ready yet."""
-    deadline = time.monotonic() + _READY_S
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline_s:
         if process.poll() is not None:
             raise Unreachable(f"The server of {start.kind} ended with {process.returncode}: {_last_words(log)}")
         try:
@@ -162,7 +183,7 @@ def _wait_until_ready(start: Start, process: subprocess.Popen[bytes], log: Path)
         except httpx2.TransportError:
             pass  # it does not listen yet
         time.sleep(_POLL_S)
-    raise Unreachable(f"The server of {start.kind} was not ready within {_READY_S:g} s: {_last_words(log)}")
+    raise Unreachable(f"The server of {start.kind} was not ready in time: {_last_words(log)}")
 
 
 def _last_words(log: Path) -> str:

@@ -31,9 +31,9 @@ from kea.bench.load.integers import parse_integer
 from kea.bench.machine import read_machine
 from kea.bench.progress import TurnsView
 from kea.bench.serve_options import check_writable
-from kea.errors import InvalidRequest, KeaError, check_range
+from kea.bench.terminal import EXIT_INTERRUPTED, EXIT_NOTHING, ending_as_by_ctrl_c, exit_with, print_result
+from kea.errors import KeaError, check_range
 
-EXIT_NOTHING_MEASURED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 _KV_SHARE = 0.5  # of the memory that is free, for all systems' KV together
 _KV_BYTES = 4
 _SLACK_TOKENS = 1024
@@ -46,8 +46,8 @@ def engine(
     *,
     model: options.ModelName = "100m",
     precisions: options.Precisions = None,
-    peers: options.Peers = options.ALL_PEERS,
-    scenarios: options.Scenarios = options.ALL_SCENARIOS,
+    peers: options.Peers = options.ALL,
+    scenarios: options.Scenarios = options.ALL,
     prompt_lens: options.PromptLens = "128,1024,4096",
     batches: options.Batches = "1,4,8,16,32",
     contexts: options.Contexts = "128,2048",
@@ -68,7 +68,17 @@ def engine(
     cache_dir: options.CacheDir = None,
     json_file: options.JsonFile = None,
 ) -> None:
-    """Measure Kea's engine, its peers and the machine's bounds in turn, on the same weights and prompts."""
+    """Measure Kea's engine, its peers and the machine's bounds in turn.
+
+    All get the same weights and prompts. A peer that is not installed is reported
+    as absent; `make peers` installs them.
+
+    Examples:
+
+        kea bench engine --quick
+        kea bench engine --precisions bf16,int8 --peers llamacpp --json FILE
+        kea bench engine --model embedded --scenarios decode,start --peers none
+    """
     try:
         weights = options.read_weights(model, cache_dir)
         count = parse_integer(num_requests, "num-requests")
@@ -99,28 +109,26 @@ def engine(
         )
         status = run(options.make_quick(settings) if quick else settings, json_file)
     except KeaError as error:
-        notes = Console(stderr=True, soft_wrap=True, highlight=False)
-        notes.print("[bold red]error:[/]", end=" ")
-        notes.print(str(error), markup=False)
-        raise typer.Exit(EXIT_USAGE if isinstance(error, InvalidRequest) else EXIT_NOTHING_MEASURED) from error
+        raise exit_with(error) from error
     raise typer.Exit(status)
 
 
 def run(settings: EngineSettings, json_file: Path | None) -> int:
     """Measure, print the tables, write the report, and return the exit status."""
     check_writable(json_file, "json")
-    console, notes = Console(), Console(stderr=True)
+    notes = Console(stderr=True)
     machine, began, started = read_machine(), datetime.now(UTC), time.perf_counter()
     with TurnsView(notes) as view, tempfile.TemporaryDirectory(prefix="kea-bench-") as logs:
         try:
-            measured = _Run(settings, view, Path(logs)).measure()
+            with ending_as_by_ctrl_c():
+                measured = _Run(settings, view, Path(logs)).measure()
         except KeyboardInterrupt:
             measured = None
     if measured is None:
         notes.print("Stopped before anything was measured.")
         return EXIT_INTERRUPTED
     report = build_report(measured, settings.describe(), machine, began, time.perf_counter() - started)
-    console.print(render_result(measured, report))
+    print_result(render_result(measured, report))
     if json_file is not None:
         report.write(json_file)
         notes.print(f"Report: {json_file}", highlight=False, markup=False)
@@ -131,7 +139,7 @@ def _status(report: Report) -> int:
     if report.interrupted:
         return EXIT_INTERRUPTED
     is_measured = any(sample.peer.startswith("kea ") for sample in report.samples)
-    return 0 if is_measured else EXIT_NOTHING_MEASURED
+    return 0 if is_measured else EXIT_NOTHING
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,9 +24,8 @@ from kea.bench.load.traces import read_trace
 from kea.errors import InvalidRequest, check_range
 from kea.models.shipped import require_embedded_model
 
-ALL_PEERS, ALL_SCENARIOS = ",".join(PEERS), ",".join(SCENARIOS)
+ALL, NONE = "all", "none"
 EMBEDDED = "embedded"
-NO_PEERS = "none"
 _LOAD, _RUN, _WHERE, _OUTPUT = "What is measured", "How", "Where things are", "Output"
 _MIN_LEN, _MAX_LEN = 1, 2048
 _QUICK_LIMIT_S, _QUICK_LOAD_S = 270.0, 140.0
@@ -45,8 +44,8 @@ ModelName = Annotated[
 Precisions = Annotated[
     str | None, _option(_LOAD, "Of Kea and llama.cpp: bf16, f32, int8; by default the checkpoint's.", "LIST")
 ]
-Peers = Annotated[str, _option(_LOAD, f"Systems to compare with: {', '.join(PEERS)}; or {NO_PEERS}.", "LIST")]
-Scenarios = Annotated[str, _option(_LOAD, f"Of {', '.join(SCENARIOS)}.", "LIST")]
+Peers = Annotated[str, _option(_LOAD, f"Systems to compare with: {', '.join(PEERS)}; or {NONE}.", "LIST")]
+Scenarios = Annotated[str, _option(_LOAD, f"What to measure: {', '.join(SCENARIOS)}.", "LIST")]
 PromptLens = Annotated[str, _option(_LOAD, "Tokens of prompts, for prefill.", "LIST")]
 Batches = Annotated[str, _option(_LOAD, "Sequences that decode together.", "LIST")]
 Contexts = Annotated[str, _option(_LOAD, "Tokens of each of them.", "LIST")]
@@ -140,11 +139,13 @@ def read_precisions(text: str | None, weights: Weights) -> tuple[Precision, ...]
 
 
 def read_peers(text: str) -> tuple[str, ...]:
-    return () if text == NO_PEERS else tuple(_names(text, "peers", list(PEERS)))
+    if text in (ALL, NONE):
+        return tuple(PEERS) if text == ALL else ()
+    return tuple(_names(text, "peers", list(PEERS)))
 
 
 def read_scenarios(text: str) -> tuple[str, ...]:
-    return tuple(_names(text, "scenarios", SCENARIOS))
+    return SCENARIOS if text == ALL else tuple(_names(text, "scenarios", SCENARIOS))
 
 
 def read_sizes(text: str, param: str) -> tuple[int, ...]:

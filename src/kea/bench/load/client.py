@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -26,12 +26,13 @@ _MAX_MESSAGE = 300
 @dataclass(frozen=True, slots=True)
 class Target:
     """A server of the run. `base_url` has no /v1 at its end; the key is never printed nor written; a `model` of None is
-    the one that the server has."""
+    the one that the server has. One that does not know ignore_eos is not sent it, and may give shorter answers."""
 
     name: str
     base_url: str
     api_key: str | None = field(default=None, repr=False)
     model: str | None = None
+    knows_ignore_eos: bool = True
 
     def __post_init__(self) -> None:
         if not self.base_url.startswith(("http://", "https://")):
@@ -109,7 +110,7 @@ class LoadClient:
 
     def __init__(self, target: Target, shape: RequestShape, clock: Callable[[], float]) -> None:
         self.target = target
-        self.shape = shape
+        self.shape = shape if target.knows_ignore_eos else replace(shape, ignore_eos=False)
         self._clock = clock
         headers = {"content-type": "application/json"}
         if target.api_key:
