@@ -10,7 +10,9 @@ machine or the load changed, and the past is mostly forgotten.
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -29,7 +31,7 @@ _SEQUENCE_BOUNDS = (1, 7, 31)
 _KIND_MEMORY = 0.97
 _MEMORY = 0.99
 _EARLY_SAMPLES = 32
-_SOLVE_STEPS = 8  # once learned, one step changes little, and solving is most of the cost
+_SOLVE_STEPS = 8  # that only decode, once much is learned: one changes little, and they cost together what one does
 _MIN_WEIGHT = 1e-3
 _CHANGE_MEMORY = 0.1
 _TRUSTED_SAMPLES = 20
@@ -40,14 +42,15 @@ _MARGIN_STEPS = 32
 
 
 class LatencyModel:
-    """Step times learned from steps. Lives as long as its engine; costs about 0.1 ms a step."""
+    """Step times learned from steps. Lives as long as its engine; costs some 20 us a step."""
 
     def __init__(self) -> None:
         num_kinds = (len(_PREFILL_BOUNDS) + 1) * (len(_SEQUENCE_BOUNDS) + 1)
         self._squares = np.zeros((num_kinds, _NUM_FEATURES, _NUM_FEATURES))
         self._products = np.zeros((num_kinds, _NUM_FEATURES))
         self._weights = np.zeros(num_kinds)  # how many steps of each kind are remembered
-        self._coefficients = np.zeros(_NUM_FEATURES)
+        self._coefficients = (0.0,) * _NUM_FEATURES
+        self._waiting: list[tuple[int, StepShape, float]] = []  # steps to be learned: kind, shape, seconds
         self._errors: deque[float] = deque(maxlen=_WINDOW)
         self._ratios: deque[float] = deque(maxlen=_MARGIN_STEPS)
         self._num_samples = 0
@@ -61,20 +64,18 @@ class LatencyModel:
         if predicted > 0.0:
             self._errors.append(abs(predicted - seconds) / seconds)
             self._ratios.append(seconds / predicted)
-        features = _features(shape)
-        row = features / self._moderate(predicted, seconds)
-        kind = _kind(shape)
-        self._forget(kind)
-        self._squares[kind] += np.outer(row, row)
-        self._products[kind] += row
-        self._weights[kind] += 1.0
+        moderated = self._moderate(predicted, seconds)
+        self._waiting.append((_kind(shape), shape, moderated))
         self._num_samples += 1
-        if self._num_samples < _EARLY_SAMPLES or self._num_samples % _SOLVE_STEPS == 0 or self._surprises:
-            self._coefficients = _solve(self._squares.sum(axis=0), self._products.sum(axis=0))
+        is_due = self._num_samples < _EARLY_SAMPLES or self._num_samples % _SOLVE_STEPS == 0
+        if is_due or self._surprises or shape.prefill_tokens:
+            self._learn()
+            coefficients = _solve(self._squares.sum(axis=0), self._products.sum(axis=0))
+            self._coefficients = tuple(coefficients.tolist())
 
     def predict(self, shape: StepShape) -> float:
         """Return the seconds that a step of this shape takes; 0 before anything was observed."""
-        return float(self._coefficients @ _features(shape))
+        return math.fsum(map(operator.mul, self._coefficients, _features(shape)))
 
     def max_prefill_tokens(self, shape: StepShape, limit_s: float, context_len: int = 0) -> int:
         """Return how many tokens a chunk behind `context_len` tokens may add to a step that stays within `limit_s`.
@@ -105,11 +106,11 @@ class LatencyModel:
 
     def sequence_s(self, context_len: int) -> float:
         """Return the seconds that one more sequence of `context_len` tokens adds to a step; 0 while unknown."""
-        return float(self._coefficients[3] + self._coefficients[4] * context_len)
+        return self._coefficients[3] + self._coefficients[4] * context_len
 
     def snapshot(self) -> LatencySnapshot:
         """Return the coefficients, and how well they predicted recent steps before these were learned from."""
-        base, launch, per_token, per_sequence, per_kv_token, per_pair = self._coefficients.tolist()
+        base, launch, per_token, per_sequence, per_kv_token, per_pair = self._coefficients
         error = float(np.median(self._errors)) if self._errors else None
         return LatencySnapshot(base + launch, per_token, per_sequence, per_kv_token, self._num_samples, error, per_pair)
 
@@ -126,13 +127,23 @@ class LatencyModel:
         if abs(self._surprises) < _NUM_SURPRISES:
             return believable
         self._surprises = 0
+        self._learn()
         self._scale_memory(np.full_like(self._weights, _CHANGE_MEMORY))
         return seconds
 
-    def _forget(self, kind: int) -> None:
-        factors = np.full_like(self._weights, _MEMORY)
-        factors[kind] = _KIND_MEMORY
-        self._scale_memory(factors)
+    def _learn(self) -> None:
+        """Add the steps that wait to what is remembered: those of one kind in a row at once."""
+        for kind, group in itertools.groupby(self._waiting, key=operator.itemgetter(0)):
+            rows = np.array([[value / seconds for value in _features(shape)] for _, shape, seconds in group])
+            ages = np.arange(len(rows))[::-1]
+            factors = np.full_like(self._weights, _MEMORY)
+            factors[kind] = _KIND_MEMORY
+            self._scale_memory(factors ** len(rows))
+            shares = _KIND_MEMORY**ages
+            self._squares[kind] += (rows * shares[:, None]).T @ rows
+            self._products[kind] += shares @ rows
+            self._weights[kind] += shares.sum()
+        self._waiting.clear()
 
     def _scale_memory(self, factors: NDArray[np.float64]) -> None:
         factors = np.where(self._weights > _MIN_WEIGHT, factors, 1.0)
@@ -151,11 +162,11 @@ def add_prefill(shape: StepShape, num_tokens: int, context_len: int = 0) -> Step
     )
 
 
-def _features(shape: StepShape) -> NDArray[np.float64]:
+def _features(shape: StepShape) -> tuple[float, ...]:
     rounds = shape.num_rounds
     sequences = rounds * shape.num_sequences
     kv_tokens = rounds * shape.kv_tokens + sequences * (rounds - 1) / 2  # each round, every sequence is a token longer
-    return np.array([rounds, 1.0, shape.prefill_tokens, sequences, kv_tokens, shape.prefill_pairs])
+    return rounds, 1.0, shape.prefill_tokens, sequences, kv_tokens, shape.prefill_pairs
 
 
 def _kind(shape: StepShape) -> int:
