@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from kea.errors import InvalidRequest, check_range
 
@@ -185,8 +185,7 @@ class Finish:
     stop: str | int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """A piece of output: the tokens of one or more steps, the text that became certain, the end if it is reached."""
 
     token_ids: tuple[int, ...] = ()

@@ -126,7 +126,7 @@ def test_a_backend_that_calls_itself_batch_invariant_is_so_bitwise(backend: Atte
     together = run(backend, case)
     for sequence in case.plan.sequences:
         rows = slice(sequence.row_start, sequence.row_start + sequence.num_queries)
-        alone = StepPlan((replace(sequence, row_start=0),), case.plan.slots[rows], case.plan.page_tokens)
+        alone = StepPlan((sequence._replace(row_start=0),), case.plan.slots[rows], case.plan.page_tokens)
         parts = (case.query[rows], case.key[rows], case.value[rows])
         assert torch.equal(
             backend.prepare(alone).attend(case.spec, *parts, case.cache, sinks=case.sinks), together[rows]

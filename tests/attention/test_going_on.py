@@ -31,7 +31,7 @@ def plan_at(lengths: list[int], *, prefix: int = 0, left: int | None = None) -> 
 
 def longer(plan: StepPlan) -> StepPlan:
     """Return the plan with tables that already have the pages of later tokens."""
-    return replace(plan, sequences=tuple(replace(s, page_table=tuple(range(200, 220))) for s in plan.sequences))
+    return replace(plan, sequences=tuple(s._replace(page_table=tuple(range(200, 220))) for s in plan.sequences))
 
 
 def attend_all(plans: list[StepPlan], spec: LayerSpec) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 
@@ -144,7 +143,7 @@ def test_a_window_that_does_not_reach_the_prefix_leaves_nothing_to_share() -> No
 
 def test_a_span_dropped_by_one_context_only_is_still_shared_by_the_others() -> None:
     whole = [decode(row, [1, 2, 3, 10 + row], 15) for row in range(2)]
-    holed = replace(decode(2, [1, 2, 3, 12], 15), runs=(Run(0, 5), Run(9, 15)))
+    holed = decode(2, [1, 2, 3, 12], 15)._replace(runs=(Run(0, 5), Run(9, 15)))
     segments = plan(*whole, holed)
     assert {(int(lo), int(hi)) for lo, hi in zip(segments.starts, segments.stops, strict=True)} == {
         (0, 5),
@@ -158,7 +157,7 @@ def test_a_span_dropped_by_one_context_only_is_still_shared_by_the_others() -> N
 def test_no_context_and_a_context_that_sees_nothing_give_no_segments() -> None:
     assert len(plan()) == 0
     blind = SequencePlan(0, 1, 3, (5,), (Run(3, 4, left=0),))
-    assert len(plan(replace(blind, runs=(Run(6, 7),)))) == 0
+    assert len(plan(blind._replace(runs=(Run(6, 7),)))) == 0
 
 
 def test_contexts_that_only_grow_are_not_sorted_again() -> None:

@@ -135,7 +135,7 @@ def family_case(seed: int) -> Case:
     spec = random_spec(rng)
     used = sorted({page for sequence in sequences for page in sequence.page_table} - {-1})
     place = {page: i for i, page in enumerate(used)} | {-1: -1}
-    sequences = [replace(s, page_table=tuple(place[page] for page in s.page_table)) for s in sequences]
+    sequences = [s._replace(page_table=tuple(place[page] for page in s.page_table)) for s in sequences]
     num_slots = len(used) * page_tokens
     keys = torch.randn(num_slots, spec.num_kv_heads, spec.key_dim, generator=generator)
     values = torch.randn(num_slots, spec.num_kv_heads, spec.value_dim, generator=generator)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from kea.errors import Unsupported
 
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """The positions [start, stop) of a context, seen by a query at position t where they are at most t.
 
     With `left`, only those with t - position <= left are seen (left = w - 1 for a window of w keys with itself). With
@@ -32,8 +31,7 @@ class Run:
     pinned: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SequencePlan:
+class SequencePlan(NamedTuple):
     """One context's part of a step.
 
     Its queries are the rows [row_start, row_start + num_queries) of the flattened batch, at the positions `position`,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from kea.errors import KeaError
 from kea.memory.base import MemorySnapshot
@@ -142,8 +142,7 @@ Command = Operation | CreateContext | Free | Cancel | TakeSnapshot | ClearCache
 
 
 # Events: what comes back.
-@dataclass(frozen=True, slots=True)
-class Generated:
+class Generated(NamedTuple):
     generation_id: int
     chunk: Chunk
 

@@ -194,8 +194,9 @@ class EngineCore:
 
     def _admit(self, work: StepWork, now: float) -> None:
         for item in work.items:
-            if item.context.generation is not None:
-                item.context.generation.admit(now)
+            generation = item.context.generation
+            if generation is not None and generation.admitted_s is None:
+                generation.admitted_s = now
 
     def _compute(self, work: StepWork) -> _Result:
         """Run the model and draw each item's first token."""

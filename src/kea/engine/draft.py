@@ -71,7 +71,9 @@ def shape_of(items: Iterable[WorkItem]) -> StepShape:
     for item in items:
         length = item.stop - item.start
         num_sequences += 1 + len(item.guesses)
-        kv_tokens += item.stop + sum(range(item.stop + 1, item.stop + len(item.guesses) + 1))
+        kv_tokens += item.stop
+        if item.guesses:
+            kv_tokens += sum(range(item.stop + 1, item.stop + len(item.guesses) + 1))
         if length > 1:
             prefill_tokens += length
             pairs += length * item.start + length * (length + 1) / 2  # each token sees itself and all before it
@@ -105,7 +107,8 @@ class Draft:
 
     def put(self, item: WorkItem) -> None:
         """Plan an item, in place of the context's other one."""
-        self.remove(item.context)
+        if item.context.context_id in self.items:
+            self.remove(item.context)
         self.items[item.context.context_id] = item
         self.budget -= item.num_tokens
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kea.engine.constraints import ConstraintState
 from kea.engine.sampling import Drawn, RowState, SamplingRow
@@ -27,20 +27,22 @@ class GenerationState:
     prompt_len: int
     created_s: float
     num_preemptions: int = 0
-    admitted_s: float | None = None
+    admitted_s: float | None = None  # when the first step began that computes something of it
     first_token_s: float | None = None
     cached_tokens: int | None = None  # known with the first token
     lookup: PromptLookup | None = None
+    _plain_row: SamplingRow = field(init=False)
 
-    def admit(self, now: float) -> None:
-        """Note the first step that computes something of this generation."""
-        if self.admitted_s is None:
-            self.admitted_s = now
+    def __post_init__(self) -> None:
+        self._plain_row = SamplingRow(self.sampling, logprobs=self.options.logprobs)
 
     def row(self) -> SamplingRow:
         """What the next token is drawn with."""
+        banned = self.tracker.banned
+        if self.constraint is None and not banned:
+            return self._plain_row
         mask = self.constraint.fill_mask() if self.constraint is not None else None
-        return SamplingRow(self.sampling, mask, self.tracker.banned, self.options.logprobs)
+        return SamplingRow(self.sampling, mask, banned, self.options.logprobs)
 
     @property
     def is_drawn_plainly(self) -> bool:
@@ -74,22 +76,15 @@ class GenerationState:
         context.tokens.append(drawn.token_id)
         if self.lookup is not None:
             self.lookup.note(drawn.token_id)
-        is_complete = self._advance_constraint(drawn.token_id)
-        progress = self.tracker.push(drawn.token_id, is_complete=is_complete)
+        is_complete = self.constraint is not None and _advance(self.constraint, drawn.token_id)
+        text, end = self.tracker.push(drawn.token_id, is_complete=is_complete)
         return Chunk(
-            token_ids=(drawn.token_id,),
-            text=progress.text,
+            (drawn.token_id,),
+            text,
             logprobs=(drawn.logprob,) if drawn.logprob is not None else (),
-            prompt_logprobs=_take_prompt_logprobs(context),
-            finish=self._finish(context, progress.end, now) if progress.end is not None else None,
+            prompt_logprobs=_take_prompt_logprobs(context) if context.wants_scores else None,
+            finish=self._finish(context, end, now) if end is not None else None,
         )
-
-    def _advance_constraint(self, token_id: int) -> bool:
-        """Tell the constraint what was drawn; return whether nothing may follow."""
-        if self.constraint is None:
-            return False
-        self.constraint.accept(token_id)
-        return self.constraint.is_stopped
 
     def cancel(self, context: ContextState, now: float) -> Chunk:
         """Return the last chunk of a generation that somebody ended; the context keeps every token."""
@@ -122,12 +117,16 @@ class GenerationState:
         )
 
 
-def _take_prompt_logprobs(context: ContextState) -> tuple[TokenLogprob | None, ...] | None:
+def _advance(constraint: ConstraintState, token_id: int) -> bool:
+    """Tell a constraint what was drawn; return whether nothing may follow."""
+    constraint.accept(token_id)
+    return constraint.is_stopped
+
+
+def _take_prompt_logprobs(context: ContextState) -> tuple[TokenLogprob | None, ...]:
     """Return the prompt's log-probabilities, once: an entry per token; the first one and those behind a dropped token
     have none.
     """
-    if not context.wants_scores:
-        return None
     assert context.generation is not None
     context.is_scored = True
     entries = context.prompt_logprobs

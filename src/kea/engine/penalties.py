@@ -66,6 +66,8 @@ class RowState:
     `seed` and `num_drawn` determine the randomness of the next draw, nothing else does.
     """
 
+    __slots__ = ("bias", "bias_ids", "counts", "is_plain", "num_drawn", "sampling", "seed")
+
     def __init__(self, sampling: Sampling, seed: int, vocab_size: int, prompt_ids: Sequence[int] = ()) -> None:
         """Raise `InvalidRequest` where the sampling names a token that the vocabulary lacks."""
         check_token_ids("logit_bias", tuple(sampling.logit_bias), vocab_size)

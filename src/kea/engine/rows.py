@@ -27,7 +27,7 @@ def select_rows(work: StepWork) -> Rows:
     rows = Rows([], [], [])
     row = 0
     for item in work.items:
-        if item.context.scores_until > item.start:
+        if item.context.wants_scores and item.context.scores_until > item.start:
             first = len(rows.logit_rows)
             rows.logit_rows.extend(range(row, row + min(item.stop, item.context.scores_until) - item.start))
             rows.prompts.append((item, first, len(rows.logit_rows)))

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -47,8 +48,7 @@ class SamplingRow:
         return self.mask is None and not self.banned and self.state.is_plain
 
 
-@dataclass(frozen=True, slots=True)
-class Drawn:
+class Drawn(NamedTuple):
     """A drawn token, and its log-probability if it was asked for."""
 
     token_id: int

@@ -64,7 +64,9 @@ class ContextState:
 
     @property
     def num_pending(self) -> int:
-        return self.goal - self.pages.num_computed if self.error is None else 0
+        if self.error is not None:
+            return 0
+        return self.goal - self.pages.num_computed
 
     @property
     def wants_scores(self) -> bool:
@@ -91,8 +93,9 @@ class ContextState:
 
     def note_computed(self, start: int, stop: int) -> None:
         """Count the tokens of [start, stop) that were never computed before."""
-        self.num_fresh += max(0, stop - max(start, self.seen_len))
-        self.seen_len = max(self.seen_len, stop)
+        if stop > self.seen_len:
+            self.num_fresh += stop - max(start, self.seen_len)
+            self.seen_len = stop
 
     @property
     def num_reusable(self) -> int:

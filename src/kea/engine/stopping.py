@@ -7,10 +7,9 @@ look ahead, and does not depend on how the text is split into tokens. Knows no c
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from kea.types import FinishReason, Stopping
 
@@ -43,8 +42,7 @@ class End:
     stop: str | int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(NamedTuple):
     """What one token brought: the text that became certain, and the end if it is reached."""
 
     text: str
@@ -76,6 +74,8 @@ class _Pattern:
 
 class StopMatcher:
     """Looks for stop strings in a text that comes in pieces. One per output; of no use after a match or `flush`."""
+
+    __slots__ = ("_firsts", "_held", "_patterns", "matched")
 
     def __init__(self, stop: tuple[str, ...]) -> None:
         self._patterns = [_Pattern(text) for text in stop]
@@ -111,42 +111,56 @@ class OutputTracker:
     from being drawn.
     """
 
+    __slots__ = (
+        "_boundaries",
+        "_detokenizer",
+        "_emitted_len",
+        "_end_ids",
+        "_matcher",
+        "_max_tokens",
+        "_min_tokens",
+        "_stop_ids",
+        "_tail",
+        "_text_len",
+        "num_tokens",
+    )
+
     def __init__(self, stopping: Stopping, eos_token_ids: Sequence[int], detokenizer: Detokenizer) -> None:
-        self._stopping = stopping
-        self._eos = frozenset() if stopping.ignore_eos else frozenset(eos_token_ids)
+        eos = frozenset() if stopping.ignore_eos else frozenset(eos_token_ids)
+        self._min_tokens = stopping.min_tokens
+        self._max_tokens = stopping.max_tokens
         self._stop_ids = frozenset(stopping.stop_token_ids)
-        self._end_ids = tuple(sorted(self._eos | self._stop_ids))
+        self._end_ids = eos | self._stop_ids
         self._detokenizer = detokenizer
         self._matcher = StopMatcher(stopping.stop)
         self._text_len = 0
         self._emitted_len = 0
-        self._boundaries = deque(
-            [(0, 0)]
-        )  # (tokens, length of their text), the last one that is emitted and later ones
+        # (tokens, length of their text): the last one that is emitted, and those behind it that are held back
+        self._boundaries = [(0, 0)]
         self._tail = ""  # the text behind the first of them
         self.num_tokens = 0
 
     @property
     def banned(self) -> tuple[int, ...]:
         """The tokens that may not be drawn next."""
-        return self._end_ids if self.num_tokens < self._stopping.min_tokens else ()
+        return tuple(sorted(self._end_ids)) if self.num_tokens < self._min_tokens else ()
 
     @property
     def num_left(self) -> int:
         """How many tokens may still be drawn."""
-        return self._stopping.max_tokens - self.num_tokens
+        return self._max_tokens - self.num_tokens
 
     def push(self, token_id: int, *, is_complete: bool = False) -> Progress:
         """Add a drawn token. `is_complete`: a constraint lets nothing follow it, so the output ends as stopped."""
         self.num_tokens += 1
-        if token_id in self._stop_ids or token_id in self._eos:
+        if token_id in self._end_ids:
             stop = token_id if token_id in self._stop_ids else None
             return self._finish(FinishReason.STOP, self.num_tokens - 1, stop)
         piece = self._detokenizer.push((token_id,))
-        text = self._add(piece, is_free=self.num_tokens <= self._stopping.min_tokens)
+        text = self._add(piece, is_free=self.num_tokens <= self._min_tokens)
         if self._matcher.matched is not None:
             return Progress(text, self._end_at_match())
-        if is_complete or self.num_tokens >= self._stopping.max_tokens:
+        if is_complete or self.num_tokens >= self._max_tokens:
             reason = FinishReason.STOP if is_complete else FinishReason.LENGTH
             last = self._finish(reason, self.num_tokens, None)
             return Progress(text + last.text, last.end)
@@ -164,16 +178,21 @@ class OutputTracker:
 
     def _add(self, piece: str, *, is_free: bool) -> str:
         """Add text; return what can be emitted, and forget the boundaries that no later stop can need."""
-        self._tail += piece
         self._text_len += len(piece)
-        if self._detokenizer.is_whole:
+        text = piece if is_free else self._matcher.push(piece)
+        self._emitted_len += len(text)
+        is_whole = self._detokenizer.is_whole
+        if is_whole and self._emitted_len == self._text_len:  # nothing is held back, as nearly always
+            self._boundaries = [(self.num_tokens, self._text_len)]
+            self._tail = ""
+            return text
+        self._tail += piece
+        if is_whole:
             if self._boundaries[-1][1] == self._text_len:
                 self._boundaries.pop()
             self._boundaries.append((self.num_tokens, self._text_len))
-        text = piece if is_free else self._matcher.push(piece)
-        self._emitted_len += len(text)
         while len(self._boundaries) > 1 and self._boundaries[1][1] <= self._emitted_len:
-            _, start = self._boundaries.popleft()
+            _, start = self._boundaries.pop(0)
             self._tail = self._tail[self._boundaries[0][1] - start :]
         return text
 

@@ -136,7 +136,8 @@ class KVMemory:
         assert num_computed <= len(ctx.pages) * self._page_tokens, "commit of positions that have no page"
         assert num_computed <= self.chunk_stop(ctx, num_computed), "a chunk went past a drop"
         ctx.num_computed = num_computed
-        self._claims.drop(ctx)
+        if ctx.claim is not None:
+            self._claims.drop(ctx)
         first = before // self._page_tokens
         if num_computed // self._page_tokens != first:
             self._tables.enter_full_pages(ctx, token_ids, first, _clean_len(ctx, num_computed))

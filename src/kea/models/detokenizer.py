@@ -33,18 +33,22 @@ class ByteDecoder:
     Bytes that are no UTF-8 become one replacement character per maximal ill-formed part (Unicode 15, section 3.9).
     """
 
+    __slots__ = ("_is_first", "_num_to_strip", "_rest", "_vocabulary")
+
     def __init__(self, vocabulary: Vocabulary, *, at_start: bool) -> None:
         self._vocabulary = vocabulary
         self._is_first = at_start
         self._num_to_strip = vocabulary.num_stripped if at_start else 0
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._rest = b""  # the beginning of a character
 
     @property
     def is_whole(self) -> bool:
-        return not self._utf8.getstate()[0]
+        return not self._rest
 
     def push(self, token_id: int) -> str:
         piece = self._vocabulary.pieces.get(token_id, b"")
+        if not (self._is_first or self._num_to_strip or self._rest) and piece.isascii():  # as nearly always
+            return piece.decode()
         if self._is_first:
             self._is_first = False
             piece = self._vocabulary.first.get(token_id, piece)
@@ -54,10 +58,16 @@ class ByteDecoder:
                 break
             piece = piece[1:]
             self._num_to_strip -= 1
-        return self._utf8.decode(piece)
+        return self._decode(piece)
 
     def flush(self) -> str:
-        return self._utf8.decode(b"", final=True)
+        return self._decode(b"", is_last=True)
+
+    def _decode(self, piece: bytes, *, is_last: bool = False) -> str:
+        piece = self._rest + piece
+        text, num_read = codecs.utf_8_decode(piece, "replace", is_last)
+        self._rest = piece[num_read:]
+        return text
 
 
 class WindowDecoder:
@@ -101,6 +111,8 @@ class Detokenizer:
     No replacement character is given out for a character that is still incomplete; `flush` gives what never became
     whole.
     """
+
+    __slots__ = ("_decoder", "_skipped")
 
     def __init__(self, decoder: Decoder, skipped: Collection[int]) -> None:
         self._decoder = decoder
