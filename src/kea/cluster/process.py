@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection
 
 from kea.cluster.base import Died, Message, Ready, Receiver
 from kea.cluster.loop import CLOSE, Inbox, run_engine
+from kea.cluster.packing import Packed, pack, unpack
 from kea.engine.base import Command
 from kea.engine.config import EngineConfig
 from kea.errors import EngineDied
@@ -116,10 +117,10 @@ class Worker:
 
 def _try_receive(connection: Connection) -> Sequence[Message] | None:
     try:
-        messages: Sequence[Message] = connection.recv()
+        packed: Sequence[Packed] = connection.recv()
     except (EOFError, OSError):
         return None
-    return messages
+    return unpack(packed)
 
 
 def _start(fd: int) -> subprocess.Popen[bytes]:
@@ -148,7 +149,7 @@ def work(fd: int) -> None:
     with contextlib.suppress(EOFError, BrokenPipeError):  # the parent is gone: nobody is left to be told
         config: EngineConfig = connection.recv()
         threading.Thread(target=_take_commands, args=(connection, inbox), name="kea-engine-inbox", daemon=True).start()
-        run_engine(config, inbox, connection.send)
+        run_engine(config, inbox, lambda messages: connection.send(pack(messages)))
 
 
 def _take_commands(connection: Connection, inbox: Inbox) -> None:
