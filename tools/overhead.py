@@ -1,7 +1,8 @@
-"""Where a step's time goes outside the model: `python -m tools.overhead [--batch 32] [--vocab 8192] [--steps 400]`.
+"""Where a step's time goes outside the model: `python -m tools.overhead [--batch 32] [--steps 300] [--model idle]`.
 
-Drives the real core over a model that computes nothing (its logits are made beforehand), so that what is left is the
-engine's own work; prints the mean time per step of each function, without the functions measured inside it.
+Drives the real core, over a model that computes nothing (`idle`: its logits are made beforehand), so that what is left
+is the engine's own work, and over a real one, which leaves the caches without the engine's code and data. Prints the
+median time per step of each function, without the functions measured inside it.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from kea.attention.base import LayerCache, LayerSpec
 from kea.engine.base import Append, ContextSpec, CreateContext, Generate
-from kea.engine.config import StepLimits
+from kea.engine.config import DecodingConfig, EngineConfig, StepLimits
 from kea.engine.core import EngineCore
 from kea.models import Tokenizer
 from kea.models.base import ModelFacts, StepInput
@@ -98,8 +100,13 @@ class Stopwatch:
         return timed
 
 
-def create_core(batch: int, vocab_size: int, num_steps: int) -> EngineCore:
+def create_core(model: str, batch: int, vocab_size: int, num_steps: int) -> EngineCore:
+    """Return a core over `model`: "idle", with this vocabulary, or what an engine can load; it computes no bursts."""
     max_len = PROMPT_TOKENS + num_steps + WARM_UP_STEPS + PAGE_TOKENS
+    if model != "idle":
+        decoding = DecodingConfig(max_burst_s=0.0)
+        config = EngineConfig(model, device="cpu", max_model_len=max_len, max_num_seqs=batch, decoding=decoding)
+        return EngineCore.load(config)
     limits = StepLimits(batch * (max_len // PAGE_TOKENS + 2), PAGE_TOKENS, max_len, batch, 8192)
     return EngineCore(IdleModel(vocab_size, batch), Tokenizer.load(require_embedded_model()), limits, time.perf_counter)
 
@@ -115,10 +122,9 @@ def fill(core: EngineCore, batch: int, num_tokens: int, sampling: Sampling) -> N
         core.step()
 
 
-def measure(batch: int, vocab_size: int, num_steps: int, sampling: Sampling) -> tuple[float, dict[str, float]]:
+def measure(core: EngineCore, batch: int, num_steps: int, sampling: Sampling) -> tuple[float, dict[str, float]]:
     """Return the median step without a stopwatch inside, and the medians of the stages, in ms."""
     steps = []
-    core = create_core(batch, vocab_size, 2 * num_steps)
     fill(core, batch, 2 * num_steps + WARM_UP_STEPS, sampling)
     for _ in range(num_steps):
         start = time.perf_counter()
@@ -143,17 +149,27 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--vocab", type=int, default=8192)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--sampling", choices=list(SAMPLINGS), action="append")
+    parser.add_argument("--model", action="append", help="idle, or a model; several may be given")
     options = parser.parse_args(arguments)
+    for model in options.model or ["idle", str(require_embedded_model())]:
+        _print_table(model, options)
+    return 0
+
+
+def _print_table(model: str, options: argparse.Namespace) -> None:
     names = options.sampling or list(SAMPLINGS)
-    found = {name: measure(options.batch, options.vocab, options.steps, SAMPLINGS[name]) for name in names}
-    print(f"ms per step, medians of {options.steps}: {options.batch} rows, vocabulary {options.vocab}")
+    found = {}
+    for name in names:
+        core = create_core(model, options.batch, options.vocab, 2 * options.steps)
+        found[name] = measure(core, options.batch, options.steps, SAMPLINGS[name])
+    what = f"vocabulary {options.vocab}" if model == "idle" else f"model {Path(model).name}"
+    print(f"ms per step, medians of {options.steps}: {options.batch} rows, {what}")
     print(f"{'':36}" + "".join(f"{name:>11}" for name in names))
     for _, _, stage in STAGES:
         print(f"{stage:36}" + "".join(f"{found[name][1][stage]:11.3f}" for name in names))
     own = {name: sum(ms for stage, ms in found[name][1].items() if stage not in OUTSIDE) for name in names}
     print(f"{'engine (model and sampler excepted)':36}" + "".join(f"{own[name]:11.3f}" for name in names))
     print(f"{'whole step, nothing measured inside':36}" + "".join(f"{found[name][0]:11.3f}" for name in names))
-    return 0
 
 
 if __name__ == "__main__":

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import pytest
 
+from kea.models.shipped import require_embedded_model
 from kea.types import Sampling
 from tools import overhead
 
 
-def test_stages_are_measured_and_add_up_to_the_step() -> None:
-    step_ms, stages = overhead.measure(4, 512, 20, Sampling(temperature=0.0))
+@pytest.mark.parametrize("model", ["idle", str(require_embedded_model())])
+def test_stages_are_measured_and_add_up_to_the_step(model: str) -> None:
+    core = overhead.create_core(model, 4, 512, 40)
+    step_ms, stages = overhead.measure(core, 4, 20, Sampling(temperature=0.0))
     assert set(stages) == {name for _, _, name in overhead.STAGES}
     assert all(ms > 0.0 for ms in stages.values()), stages
     assert sum(stages.values()) > 0.5 * step_ms, "most of a step is measured nowhere"
 
 
 def test_table_has_a_column_per_sampling(capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        overhead.main(["--batch", "2", "--vocab", "64", "--steps", "5", "--sampling", "greedy", "--sampling", "any"])
-        == 0
-    )
+    words = "--model idle --batch 2 --vocab 64 --steps 5 --sampling greedy --sampling any"
+    assert overhead.main(words.split()) == 0
     table = capsys.readouterr().out
     assert "2 rows, vocabulary 64" in table
     assert table.splitlines()[1].split() == ["greedy", "any"]
