@@ -18,6 +18,8 @@ def test_kernels_run_on_as_many_threads_as_torch_was_given(num_threads: int) -> 
             assert torch.get_num_threads() == 1
             with running_kernels() as nested:
                 assert nested == granted
+        with running_kernels(has_operators=False) as granted:
+            assert granted == torch.get_num_threads() == num_threads
         assert torch.get_num_threads() == num_threads
     finally:
         torch.set_num_threads(before)

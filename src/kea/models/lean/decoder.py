@@ -95,9 +95,8 @@ class LeanDecoder:
         return allocate_cache(self._facts, num_slots)
 
     def forward(self, step: StepInput, cache: tuple[LayerCache, ...]) -> torch.Tensor:
-        with running_kernels() as given:
-            num_threads = self._num_threads(step, given)
-            recording = self._enter(step, num_threads)
+        with running_kernels(has_operators=not self.can_draw) as given:
+            recording, num_threads = self._enter(step, given)
             prepared = self._backend.prepare(step.plan)
             if recording.attention is None:
                 self._run_pieces(recording, prepared, cache, num_threads)
@@ -110,24 +109,20 @@ class LeanDecoder:
         return isinstance(self._backend, NumbaAttention)
 
     def draw(self, step: StepInput, cache: tuple[LayerCache, ...], order: DrawOrder) -> I64:
-        with running_kernels() as given:
-            num_threads = self._num_threads(step, given)
-            recording = self._enter(step, num_threads)
+        with running_kernels(has_operators=False) as given:
+            recording, num_threads = self._enter(step, given)
             assert recording.choosing is not None, "tokens are drawn by rows that are not all of a program's"
             tokens = recording.choosing.begin(order)
             self._run(recording, self._backend.prepare(step.plan), cache, num_threads, num_rounds=order.num_rounds)
             return tokens
 
-    def _num_threads(self, step: StepInput, given: int) -> int:
-        return given if len(step.token_ids) * self._num_weights >= MIN_SHARED_WORK else 1
-
-    def _enter(self, step: StepInput, num_threads: int) -> Recording:
-        """Return the recording of a step, with the step's rows where it reads them."""
-        recording = self._recording(Shape(len(step.token_ids), len(step.logit_rows), num_threads))
-        recording.ids[:] = step.token_ids.numpy()
-        recording.positions[:] = step.positions.numpy()
-        recording.logit_rows[:] = step.logit_rows.numpy()
-        return recording
+    def _enter(self, step: StepInput, given: int) -> tuple[Recording, int]:
+        """Return the recording of a step, with the step's rows where it reads them, and the threads to run it."""
+        ids, positions, logit_rows = step.token_ids.numpy(), step.positions.numpy(), step.logit_rows.numpy()
+        num_threads = given if len(ids) * self._num_weights >= MIN_SHARED_WORK else 1
+        recording = self._recording(Shape(len(ids), len(logit_rows), num_threads))
+        recording.ids[:], recording.positions[:], recording.logit_rows[:] = ids, positions, logit_rows
+        return recording, num_threads
 
     def _run(
         self,
