@@ -90,7 +90,7 @@ def goes_on(before: StepPlan, plan: StepPlan, num_tokens: int = 1) -> bool:
         and new.row_start == old.row_start == row
         and old.runs == (Run(0, old.position + 1),)
         and new.runs == (Run(0, new.position + 1),)
-        and new.page_table == old.page_table
+        and (new.page_table is old.page_table or new.page_table == old.page_table)
         for row, (old, new) in enumerate(zip(before.sequences, plan.sequences, strict=True))
     )
 

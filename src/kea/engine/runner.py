@@ -102,9 +102,10 @@ class Runner:
         return StepInput(ids, at, wanted, StepPlan(tuple(sequences), where, self._page_tokens))
 
     def _plan(self, item: WorkItem, row: int) -> SequencePlan:
-        pages = item.context.pages
-        runs = tuple(itertools.starmap(Run, self._memory.visible_runs(pages, item.start + item.num_tokens)))
-        return SequencePlan(row, item.num_tokens, item.start, tuple(pages.pages), runs)
+        pages, num_rows = item.context.pages, item.num_tokens
+        stop = item.start + num_rows
+        seen = itertools.starmap(Run, self._memory.visible_runs(pages, stop)) if pages.is_tainted else (Run(0, stop),)
+        return SequencePlan(row, num_rows, item.start, pages.table, tuple(seen))
 
     def _slots(self, item: WorkItem) -> list[int]:
         """Return where the item's tokens are written. Plain numbers: most items have one token."""

@@ -33,6 +33,18 @@ class ContextPages:
     num_queried: int = 0
     replay_len: int = 0
     is_open: bool = True
+    _table: tuple[int, ...] | None = None
+
+    @property
+    def table(self) -> tuple[int, ...]:
+        """The pages, as a value: the same object as long as they stay the same."""
+        if self._table is None:
+            self._table = tuple(self.pages)
+        return self._table
+
+    def note_change(self) -> None:
+        """Record that `pages` is changed."""
+        self._table = None
 
     @property
     def is_tainted(self) -> bool:

@@ -53,6 +53,7 @@ class PageTables:
         wanted = [idx for idx in range(first, stop) if self._is_missing(ctx, idx)]
         if len(wanted) > self.num_available:
             return False
+        ctx.note_change()
         pages.extend([NO_PAGE] * (stop - len(pages)))
         for idx in wanted:
             page = self._try_take()
@@ -62,6 +63,7 @@ class PageTables:
 
     def cut(self, ctx: ContextPages, num_pages: int) -> None:
         """Give back all pages of the table behind the first `num_pages`."""
+        ctx.note_change()
         for page in ctx.pages[num_pages:]:
             if page != NO_PAGE:
                 self.pool.give_back(page)
@@ -73,6 +75,7 @@ class PageTables:
         inside = range(start // size, min(-(-stop // size), len(ctx.pages)))
         hidden = [idx for idx in inside if ctx.drops.hides(idx * size, (idx + 1) * size)]
         if hidden:
+            ctx.note_change()
             self.move(ctx, ctx.node.ancestor(hidden[0]))
         for idx in hidden:
             if ctx.pages[idx] != NO_PAGE:
@@ -106,6 +109,7 @@ class PageTables:
             self.tree.unpin(source)
             if page is None:
                 return ()
+            ctx.note_change()
             ctx.pages.append(page)
         ctx.num_computed = start + num_tokens
         return (PageCopy(source.page, ctx.pages[idx], num_tokens),)
@@ -127,6 +131,7 @@ class PageTables:
 
     def share_full_pages(self, child: ContextPages, ctx: ContextPages, num_pages: int) -> None:
         """Let an empty context share the first pages of another one."""
+        child.note_change()
         child.pages = ctx.pages[:num_pages]
         for page in child.pages:
             if page != NO_PAGE:
@@ -144,6 +149,7 @@ class PageTables:
         if page is None:
             child.num_computed = num_full * self._page_tokens
             return ()
+        child.note_change()
         child.pages.append(page)
         return (PageCopy(source, page, num_tokens),)
 
@@ -162,6 +168,7 @@ class PageTables:
                 self.cut(ctx, num_full)
             return ()
         self.pool.give_back(source)
+        ctx.note_change()
         ctx.pages[num_full] = page
         return (PageCopy(source, page, num_tokens),)
 
@@ -178,6 +185,7 @@ class PageTables:
 
     def _swap(self, ctx: ContextPages, idx: int, page: int) -> None:
         """Let entry `idx` of the table be a page of the tree, giving back the page that was there."""
+        ctx.note_change()
         self.pool.share(page)
         if idx == len(ctx.pages):
             ctx.pages.append(page)
@@ -201,6 +209,7 @@ class PageTables:
 
     def _check_table(self, ctx: ContextPages) -> None:
         path = [ctx.node.ancestor(depth).page for depth in range(1, ctx.node.depth + 1)]
+        assert ctx.table == tuple(ctx.pages), f"the table is kept as {ctx.table}, though it is {ctx.pages}"
         assert path == ctx.pages[: ctx.node.depth], f"the path {path} in the tree is not the table {ctx.pages}"
         assert ctx.is_tainted or self.is_attached(ctx), "a full page of an untouched context is not in the tree"
         for start, stop in ctx.drops.runs(ctx.num_computed):
