@@ -339,7 +339,7 @@ def test_a_burst_is_predicted_to_stay_below_its_limit(
         driver = make_driver(decoding=DecodingConfig(max_burst_s=max_burst_s))
         monkeypatch.setattr(driver.core._latency, "predict", lambda shape: 0.001 + 0.002 * shape.num_rounds)
         rounds = Rounds(driver, monkeypatch)
-        driver.start(stories_tokenizer.encode(TEXTS[1]), greedy(200))
+        driver.start(stories_tokenizer.encode(TEXTS[1]), greedy(400))
         driver.run()
         assert max(rounds.all) == most
     driver = make_driver(decoding=DecodingConfig(tpot_objective_s=0.006))

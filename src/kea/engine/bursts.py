@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-MAX_ROUNDS = 64
+MAX_ROUNDS = 128
 
 
 def with_drawn(items: Sequence[WorkItem], tokens: NDArray[np.int64]) -> tuple[WorkItem, ...]:
