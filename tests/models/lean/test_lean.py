@@ -103,7 +103,7 @@ def test_dropped_gaps_are_seen_by_neither(name: str, span: tuple[int, int], fami
         cache = model.create_cache(84)
         model.forward(build_step([text], [table], [(0, 0, span[0])]), cache)
         step = build_step([text], [table], [(0, *span)])
-        plan = replace(step.plan, sequences=(replace(step.plan.sequences[0], runs=runs),))
+        plan = replace(step.plan, sequences=(step.plan.sequences[0]._replace(runs=runs),))
         logits.append(model.forward(replace(step, plan=plan), cache))
     assert (logits[0] - logits[1]).abs().max() < TOLERANCE
 
