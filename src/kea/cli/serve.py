@@ -16,7 +16,7 @@ from kea.cli.serving import AUTO, NONE, ServeOrder, serve_until_stopped
 from kea.cli.target import check_machine, choose_model
 from kea.engine.config import DecodingConfig, EngineConfig
 from kea.errors import InvalidRequest, Unsupported
-from kea.server.config import ApiKey, Limits, ServerConfig
+from kea.server.config import ApiKey, Limits, ServerConfig, WebConfig
 from kea.server.parsers import REASONING_PARSERS, TOOL_CALL_PARSERS
 from kea.service import NativeFunction, ServiceConfig
 from kea.types import Speculation
@@ -70,6 +70,13 @@ def serve(
     allowed_origins: Annotated[
         list[str] | None,
         _server("A web page whose scripts may ask this server, or * for all. Repeatable.", metavar="ORIGIN"),
+    ] = None,
+    allowed_hosts: Annotated[
+        list[str] | None,
+        _server(
+            "A name, besides those of this machine, under which the server may be asked, or * for any. Repeatable.",
+            metavar="HOST",
+        ),
     ] = None,
     max_body_bytes: Annotated[str, _server("Largest body of a request.", metavar="SIZE")] = "32MiB",
     max_requests_per_key: Annotated[int, _server("Most requests of one key at once.", metavar="COUNT")] = 4096,
@@ -149,7 +156,7 @@ def serve(
         tool_call_parser=tool_call_parser,
         reasoning_parser=reasoning_parser,
         shutdown_grace_s=shutdown_grace_s,
-        allowed_origins=tuple(allowed_origins or ()),
+        web=WebConfig(tuple(allowed_origins or ()), tuple(host.lower() for host in allowed_hosts or ())),
     )
     service = ServiceConfig(
         max_sessions_per_tenant=max_sessions_per_key,

@@ -6,7 +6,7 @@ import itertools
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache, partial
 from importlib.metadata import version
@@ -15,7 +15,6 @@ from weakref import WeakValueDictionary
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -25,6 +24,7 @@ from kea.engine.base import Engine
 from kea.errors import InvalidRequest, KeaError, NotFound
 from kea.server.admin import PACKAGE
 from kea.server.auth import Authenticator
+from kea.server.browsers import browser_rules
 from kea.server.config import ServerConfig
 from kea.server.endpoint import REQUEST_ID_KEY, STATE_KEY, Endpoint, EndpointApp, header_of
 from kea.server.errors import as_kea_error, error_response
@@ -76,28 +76,12 @@ def create_app(
     )
     app = Starlette(
         routes=_routes(endpoints),
-        middleware=[*_cross_origin(config.allowed_origins), Middleware(RequestIds, state=state)],
+        middleware=[*browser_rules(config), Middleware(RequestIds, state=state)],
         exception_handlers={HTTPException: _answer_http_error, Exception: _answer_error},
     )
     app.router.redirect_slashes = False
     app.state.kea = state
     return app
-
-
-def _cross_origin(origins: Sequence[str]) -> list[Middleware]:
-    """Return what lets scripts of these web pages ask; none without origins: browsers keep strangers' pages out."""
-    if not origins:
-        return []
-    exposed = ("x-request-id", "x-kea-ignored-fields", "retry-after", "x-should-retry")
-    return [
-        Middleware(
-            CORSMiddleware,
-            allow_origins=tuple(origins),
-            allow_methods=("*",),
-            allow_headers=("*",),
-            expose_headers=exposed,
-        )
-    ]
 
 
 def _serve_model(config: ServerConfig, engine: Engine, tokenizer: Tokenizer) -> ServedModel:

@@ -13,6 +13,7 @@ from kea.types import Sampling
 
 MIN_SECRET_LEN = 8
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s\"',*]+", re.IGNORECASE)
+HOST = re.compile(r"[a-z0-9_.-]+|[0-9a-f:.]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +62,32 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class WebConfig:
+    """What stands between the server and the net.
+
+    `allowed_origins`: web pages whose scripts may ask this server ("*": all). `allowed_hosts`: names under which it may
+    be asked, besides the address that it listens on and those of this machine ("*": any); where there are none, only a
+    server without keys that listens on this machine alone looks at the name.
+    """
+
+    allowed_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for origin in self.allowed_origins:
+            check_origin(origin)
+        for host in self.allowed_hosts:
+            check_host(host)
+
+
+@dataclass(frozen=True, slots=True)
 class ServerConfig:
     """Where the server listens and how it behaves.
 
     `port` 0 takes a free one. `model_names`: the names under which the model is offered, the first one reported (empty:
     the engine's). `tool_call_parser` and `reasoning_parser`: "auto" chooses by the chat template, "none" switches
-    them off. `default_sampling`: of requests of OpenAI's form, for each field that they leave out. `allowed_origins`:
-    web pages whose scripts may ask this server ("*": all). `shutdown_grace_s`: how long running requests may go on
-    after a stop was asked for, before they fail with an answer.
+    them off. `default_sampling`: of requests of OpenAI's form, for each field that they leave out.
+    `shutdown_grace_s`: how long running requests may go on after a stop was asked for, before they fail with an answer.
     """
 
     host: str = "127.0.0.1"
@@ -82,14 +101,12 @@ class ServerConfig:
     reasoning_parser: str = "auto"
     shutdown_grace_s: float = 30.0
     default_sampling: Sampling = field(default_factory=Sampling)
-    allowed_origins: tuple[str, ...] = ()
+    web: WebConfig = field(default_factory=WebConfig)
 
     def __post_init__(self) -> None:
         check_range("port", self.port, 0, 65535)
         check_parsers(self.tool_call_parser, self.reasoning_parser)
         check_range("shutdown_grace_s", self.shutdown_grace_s, 0)
-        for origin in self.allowed_origins:
-            check_origin(origin)
         if len({key.key_id for key in self.api_keys}) < len(self.api_keys):
             raise InvalidRequest("Two API keys have the same id; ids name tenants.", param="api_keys")
         if not (self.api_keys or self.insecure or is_loopback(self.host)):
@@ -108,6 +125,24 @@ def check_origin(origin: str) -> None:
             "and * stands for all.",
             param="allowed_origins",
         )
+
+
+def check_host(host: str) -> None:
+    """Raise `InvalidRequest` for what is no name of a host in lower case, without a port."""
+    if host != "*" and not HOST.fullmatch(host):
+        raise InvalidRequest(
+            f"allowed_hosts has {host[:80]!r}; a host is such as kea.example or 10.0.0.7, in lower case and without a "
+            "port, and * stands for all.",
+            param="allowed_hosts",
+        )
+
+
+def host_name(host: str) -> str:
+    """Return the name in a Host header: without port, brackets and the dot of the root, in lower case."""
+    name = host.strip().lower()
+    if name.startswith("["):
+        return name[1:].partition("]")[0]
+    return (name.partition(":")[0] if name.count(":") == 1 else name).rstrip(".")
 
 
 def is_loopback(host: str) -> bool:
