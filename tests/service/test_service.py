@@ -160,3 +160,16 @@ async def test_an_empty_prompt_is_refused_where_no_token_begins_it() -> None:
         session = some.create_session()
         some.submit(session, program(call("a", "{{x}}", x={})))
         assert "no text before the output 'x'" in str((await fails(some, session, "x")).__cause__)
+
+
+async def test_a_tenants_many_calls_do_not_hold_up_anothers_one() -> None:
+    engine = FakeEngine(shout)
+    async with service(engine, config={"calls_per_engine": 2}) as some:
+        many, one = some.create_session(tenant="many"), some.create_session(tenant="one")
+        engine.hold()
+        some.submit(many, program(*(call(f"c{idx}", f"{idx}:{{{{o{idx}}}}}", **{f"o{idx}": {}}) for idx in range(500))))
+        some.submit(one, program(call("single", "s{{s}}", s={})))
+        await settle(some)
+        engine.release()
+        assert await some.get(one, "s") == "S"
+        assert some.status(many).num_pending > 490

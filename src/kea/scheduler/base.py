@@ -16,11 +16,15 @@ CallKey = tuple[int, str]
 
 @dataclass(frozen=True, slots=True)
 class QueuedCall:
-    """A call that may run. `priority`: smaller is earlier; then `order`: arrival of its application, then its own."""
+    """A call that may run. `priority`: smaller is earlier; then `order`: arrival of its application, then its own.
+
+    `tenant`: whose it is; nobody's calls hold up those of another.
+    """
 
     key: CallKey
     priority: int
     order: tuple[int, int]
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)

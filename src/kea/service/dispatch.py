@@ -108,7 +108,7 @@ class Dispatcher:
 
     def _enqueue(self, record: CallRecord) -> None:
         self._timers.pop(record.key, None)
-        self._scheduler.add(QueuedCall(record.key, record.spec.priority, record.order))
+        self._scheduler.add(QueuedCall(record.key, record.spec.priority, record.order, record.tenant))
         self._wake()
 
     def _wake(self) -> None:
