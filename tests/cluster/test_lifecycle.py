@@ -92,6 +92,7 @@ async def test_after_the_close_everything_is_answered(channel: ScriptedChannel) 
     context.free()
     with pytest.raises(ServiceClosing):
         await engine.snapshot()
+    assert not engine.given_up.done()
     await asyncio.sleep(0.01)
     assert not any(isinstance(command, Generate) for command in channel.sent)
 
@@ -142,9 +143,10 @@ async def test_an_engine_that_does_not_come_back_is_given_up(
     channel.die()
     await _until(lambda: engine.is_alive and not channel.refusals, engine)
     context = engine.create_context(ContextSpec())
+    assert not engine.given_up.done()
     channel.refusals = [refusal] * 20
     channel.die()
-    await _until(lambda: engine.failure is not None, engine)
+    assert await asyncio.wait_for(engine.given_up, 5) is engine.failure
     with pytest.raises(EngineDied, match="given up"):
         engine.create_context(ContextSpec())
     with pytest.raises(EngineDied):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Mapping
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from kea.engine.base import EngineInfo
-    from kea.server.run import Ready
-
+    from kea.errors import KeaError
+    from kea.server.run import Ready, Server
 
 AUTO, NONE = "auto", "none"
+LAST_ANSWERS_S = 1.0
+"""How long requests may take to find out themselves that the engine is given up, before they are ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +47,14 @@ class ServeOrder:
 
 
 async def serve_until_stopped(order: ServeOrder) -> None:
-    """Load, serve until a signal asks for the end, end the engine. Raises what prevents it from starting."""
+    """Load, serve until a signal asks for the end, end the engine.
+
+    Raises what prevents it from starting, and `EngineDied` where the engine was given up.
+    """
     from kea.cluster import start_engine
     from kea.models import Tokenizer
     from kea.server.app import create_app
-    from kea.server.run import open_socket, serve
+    from kea.server.run import Server, open_socket
     from kea.service import Service
 
     open_socket(order.server).close()  # an address that cannot be had is told now, not after the model was loaded
@@ -60,9 +66,28 @@ async def serve_until_stopped(order: ServeOrder) -> None:
     try:
         async with Service([engine], tokenizer, config=order.service, functions=order.functions) as service:
             app = create_app(server, engine, tokenizer, service, service.next_order)
-            await serve(app, lambda ready: _tell_ready(ready, engine.info, replace(order, server=server)))
+            shown = replace(order, server=server)
+            await run_while_answered(Server(app, lambda ready: _tell_ready(ready, engine.info, shown)), engine.given_up)
     finally:
         await engine.close()
+
+
+async def run_while_answered(server: Server, given_up: asyncio.Future[KeaError]) -> None:
+    """Run until the server is stopped, or the engine is given up: then fail what waits, and raise why.
+
+    A process that supervises this one can start another; one that stayed would refuse everything for ever.
+    """
+    loop = asyncio.get_running_loop()
+
+    def stop(_: object) -> None:
+        server.stop()
+        loop.call_later(LAST_ANSWERS_S, server.stop)
+
+    given_up.add_done_callback(stop)
+    await server.run()
+    given_up.remove_done_callback(stop)
+    if given_up.done():
+        raise given_up.result()
 
 
 def _default_sampling(order: ServeOrder) -> Sampling:

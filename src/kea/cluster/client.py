@@ -49,7 +49,10 @@ OnLoading = Callable[[Loading], None]
 
 
 class EngineClient:
-    """One engine behind a channel. Made by `start`; `close` ends the engine."""
+    """One engine behind a channel. Made by `start`; `close` ends the engine.
+
+    `given_up` is set, to the reason, once the engine died too often: then nobody will be answered any more.
+    """
 
     def __init__(self, channel: Channel, on_loading: OnLoading | None = None) -> None:
         self._channel = channel
@@ -65,6 +68,7 @@ class EngineClient:
         self._failure: KeaError | None = None
         self._started: asyncio.Future[EngineInfo] = self._loop.create_future()
         self._info: EngineInfo | None = None
+        self.given_up: asyncio.Future[KeaError] = self._loop.create_future()
         self.epoch = 0
         self.num_restarts = 0
         self._deaths_s: deque[float] = deque()
@@ -240,6 +244,7 @@ class EngineClient:
             self._failure = EngineDied(
                 f"The engine died {num_deaths} times within {RESTART_WINDOW_S:.0f} s and is given up: {error}"
             )
+            self.given_up.set_result(self._failure)
             return
         pause_s = 0.0 if num_deaths == 1 else min(MAX_PAUSE_S, 2.0 ** (num_deaths - 2))
         self._restart = self._loop.create_task(self._reopen(pause_s))

@@ -1,6 +1,6 @@
 """Running the application: a socket, uvicorn, a ready notice, signals, a shutdown that answers every request.
 
-Knows no endpoints. Engine, tokenizer and service belong to the caller, who closes them after `serve` has returned.
+Knows no endpoints. Engine, tokenizer and service belong to the caller, who closes them after `Server.run` has returned.
 """
 
 from __future__ import annotations
@@ -44,17 +44,13 @@ class Ready:
 OnReady = Callable[[Ready], None]
 
 
-async def serve(app: Starlette, on_ready: OnReady | None = None, *, handles_signals: bool = True) -> None:
-    """Serve until SIGINT or SIGTERM (or `Server.stop`) asked for the end and every request was answered.
+class Server:
+    """One run of the application, until SIGINT or SIGTERM (or `stop`, from the event loop) asked for the end and every
+    request was answered.
 
-    The first signal lets running requests end within the configured grace, the second ends them at once. Raises
+    The first of them lets running requests end within the configured grace, the second ends them at once. `run` raises
     `InvalidRequest` where the address cannot be had.
     """
-    await Server(app, on_ready, handles_signals=handles_signals).run()
-
-
-class Server:
-    """One run of the application. `stop` may be called from the event loop."""
 
     def __init__(self, app: Starlette, on_ready: OnReady | None = None, *, handles_signals: bool = True) -> None:
         self._state: AppState = app.state.kea
