@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from kea.errors import (
+    EngineDied,
     EngineFault,
     InvalidRequest,
     LimitExceeded,
@@ -16,7 +17,7 @@ from kea.errors import (
 from kea.program.status import CallState
 from kea.service import ServiceConfig, check_secret
 from tests.fakes.engine import FakeEngine, scripted
-from tests.service.programs import call, program, service, settle, shout
+from tests.service.programs import call, fails, program, service, settle, shout
 
 
 async def test_limits_are_kept() -> None:
@@ -48,6 +49,43 @@ async def test_limits_are_kept() -> None:
         some.submit(other, program(*calls[:2]))
         some.close_session(session)
         assert some.create_session(tenant="t").tenant.num_sessions == 2
+
+
+async def test_the_memory_of_a_keys_sessions_is_bounded() -> None:
+    engine = FakeEngine(scripted("é" * 4000, "short"))
+    async with service(engine, config={"max_bytes_per_tenant": 30_000}) as some:
+        first, second, other = (some.create_session(tenant=tenant) for tenant in "aab")
+        some.submit(first, program(x=None, y="y" * 10_000))
+        with pytest.raises(LimitExceeded, match=r"would hold \d+ bytes .* at most 30000 are allowed \(max_bytes_per_"):
+            some.set(first, "x", "x" * 20_000)
+        with pytest.raises(LimitExceeded, match="max_bytes_per_tenant"):
+            some.submit(second, program(z="z" * 20_000))
+        with pytest.raises(LimitExceeded, match="max_bytes_per_tenant"):
+            some.submit(second, program(call("long", "z" * 10_000 + "{{out}}", out={})))
+        assert not second.variables
+        some.set(first, "x", "x" * 1000)
+        some.submit(other, program(z="z" * 20_000))
+        some.submit(second, program(call("c", "c{{out}}", out={"max_tokens": 2000})))
+        failure = await fails(some, second, "out")
+        assert isinstance(failure.__cause__, LimitExceeded), failure
+        await settle(some)
+        assert not engine.contexts
+        some.close_session(first)
+        some.close_session(second)
+        third = some.create_session(tenant="a")
+        some.submit(third, program(z="z" * 20_000))
+        await settle(some)
+
+
+async def test_a_call_that_runs_again_holds_its_text_once() -> None:
+    engine = FakeEngine(scripted("a" * 400))
+    async with service(engine, config={"max_bytes_per_tenant": 20_000}) as some:
+        session = some.create_session()
+        engine.fail_next(EngineDied("gone"), after_tokens=40)
+        some.submit(session, program(call("c", "c{{out}}", out={})))
+        assert await some.get(session, "out") == "a" * 400
+        await settle(some)
+        assert session.num_bytes - session.program_bytes == session.variables["out"].num_bytes > 400
 
 
 async def test_sessions_belong_to_their_tenant_and_have_a_secret() -> None:

@@ -84,6 +84,9 @@ def serve(
     max_pending_calls_per_key: Annotated[
         int, _server("Most calls of one key that have not ended.", metavar="COUNT")
     ] = 100_000,
+    max_session_bytes_per_key: Annotated[
+        str, _server("Most memory that the variables and programs of one key's open sessions hold.", metavar="SIZE")
+    ] = "1GiB",
     session_idle_s: Annotated[
         float, _server("Close a session that was not used for this long.", metavar="SECONDS")
     ] = 3600.0,
@@ -134,10 +137,10 @@ def serve(
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
-        decoding=DecodingConfig(
-            tpot_objective_s=None if tpot_objective_ms is None else tpot_objective_ms / 1e3,
-            max_burst_s=max_burst_ms / 1e3,
-            speculation=Speculation(num_speculative_tokens, prompt_lookup_min, prompt_lookup_max),
+        decoding=_decoding(
+            tpot_objective_ms,
+            max_burst_ms,
+            Speculation(num_speculative_tokens, prompt_lookup_min, prompt_lookup_max),
         ),
         num_threads=num_threads,
         revision=revision,
@@ -162,6 +165,7 @@ def serve(
         max_sessions_per_tenant=max_sessions_per_key,
         max_pending_calls_per_session=max_pending_calls_per_key,
         max_pending_calls_per_tenant=max_pending_calls_per_key,
+        max_bytes_per_tenant=parse_bytes(max_session_bytes_per_key, "max-session-bytes-per-key"),
         idle_s=session_idle_s,
     )
     order = ServeOrder(
@@ -175,6 +179,14 @@ def serve(
     )
     check_machine(config)
     asyncio.run(serve_until_stopped(order))
+
+
+def _decoding(tpot_objective_ms: float | None, max_burst_ms: float, speculation: Speculation) -> DecodingConfig:
+    return DecodingConfig(
+        tpot_objective_s=None if tpot_objective_ms is None else tpot_objective_ms / 1e3,
+        max_burst_s=max_burst_ms / 1e3,
+        speculation=speculation,
+    )
 
 
 def _read_functions(path: Path | None) -> dict[str, NativeFunction]:

@@ -11,6 +11,7 @@ raises, and the producer fails the variable: a reader never sees text taken back
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from enum import Enum
 
@@ -36,7 +37,10 @@ Watcher = Callable[[], None]
 
 
 class SemanticVariable:
-    """One variable of a session; lives as long as the session. Watchers are called after every change."""
+    """One variable of a session; lives as long as the session. Watchers are called after every change.
+
+    `num_bytes`: of memory that its text takes.
+    """
 
     def __init__(self, variable_id: str, name: str = "") -> None:
         self.id = variable_id
@@ -44,6 +48,7 @@ class SemanticVariable:
         self.state = VariableState.EMPTY
         self.error: KeaError | None = None
         self.criteria: set[Criteria] = set()
+        self.num_bytes = 0
         self._pieces: list[str] = []
         self._num_read = 0
         self._expected = ""
@@ -75,6 +80,7 @@ class SemanticVariable:
                 param="variable",
             )
         self._pieces = [text] if text else []
+        self.num_bytes = text_bytes(text)
         self._move(VariableState.READY)
 
     def write(self, text: str) -> None:
@@ -85,6 +91,7 @@ class SemanticVariable:
             text = self._verify(text)
         if text:
             self._pieces.append(text)
+            self.num_bytes += text_bytes(text)
             self._notify()
 
     def finish(self) -> None:
@@ -139,6 +146,7 @@ class SemanticVariable:
                 "but what it wrote first was already read."
             )
         self._pieces[idx:] = [self._pieces[idx][: length - start]] if length > start else []
+        self.num_bytes = sum(map(text_bytes, self._pieces))
 
     def _move(self, state: VariableState) -> None:
         if state not in MOVES[self.state]:
@@ -149,6 +157,11 @@ class SemanticVariable:
     def _notify(self) -> None:
         for watcher in tuple(self._watchers):
             watcher()
+
+
+def text_bytes(text: str) -> int:
+    """Return the memory that a text takes; an empty one is not kept."""
+    return sys.getsizeof(text) if text else 0
 
 
 def _common_len(first: str, second: str) -> int:

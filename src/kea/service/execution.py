@@ -117,7 +117,7 @@ class _Run:
         async for chunk in self._context.generate(options):
             token_ids.extend(chunk.token_ids)
             if chunk.text:
-                variable.write(chunk.text)
+                self._session.write_output(variable.id, chunk.text)
             finish = chunk.finish
         if finish is None or finish.reason is FinishReason.CANCELLED:
             raise Cancelled(f"the engine cancelled the output {output.name!r}.")

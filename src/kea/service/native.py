@@ -126,5 +126,5 @@ def _set_outputs(call: NativeCallSpec, result: object, session: Session) -> None
     for output in call.outputs:
         check_unicode(result[output.name], f"what the native function {call.function!r} returned")
     for output in call.outputs:
-        session.variables[output.variable_id].write(result[output.name])
+        session.write_output(output.variable_id, result[output.name])
         session.finish_output(output.variable_id)

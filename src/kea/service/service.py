@@ -200,6 +200,7 @@ class Service:
             owned = [session for session in self._sessions.values() if session.tenant is tenant]
             assert tenant.num_sessions == len(owned), f"sessions of {tenant.name!r} are miscounted"
             assert tenant.num_pending == sum(session.num_pending for session in owned), "pending calls are miscounted"
+            assert tenant.num_bytes == sum(session.num_bytes for session in owned), "held bytes are miscounted"
         self._dispatcher.check_books()
 
     @contextmanager

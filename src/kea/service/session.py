@@ -16,8 +16,9 @@ from kea.program.call import AnyCall, Program
 from kea.program.fields import check_unicode
 from kea.program.graph import Node, ProgramGraph
 from kea.program.status import CallState, SessionStatus
-from kea.program.variable import SemanticVariable, VariableState
+from kea.program.variable import SemanticVariable, VariableState, text_bytes
 from kea.service.config import ServiceConfig
+from kea.service.holding import program_bytes
 from kea.service.record import CallRecord
 
 Clock = Callable[[], float]
@@ -51,12 +52,13 @@ class SessionIdentity:
 class Tenant:
     """Who owns sessions (an API key): what its limits count. Lives as long as it has sessions."""
 
-    __slots__ = ("name", "num_pending", "num_sessions")
+    __slots__ = ("name", "num_bytes", "num_pending", "num_sessions")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.num_sessions = 0
         self.num_pending = 0
+        self.num_bytes = 0
 
 
 class Ledger:
@@ -93,6 +95,8 @@ class Session:
         self.variables: dict[str, SemanticVariable] = {}
         self.records: dict[str, CallRecord] = {}
         self.num_pending = 0
+        self.num_bytes = 0
+        self.program_bytes = 0
         self.num_started = 0
         self.num_readers = 0
         self.began_s = host.clock()
@@ -116,12 +120,15 @@ class Session:
         `TemplateError` (unknown variable, cycle), `Conflict` (an id or a variable that is taken), `LimitExceeded`.
         """
         self._check_open()
-        self._check_limits(program)
+        num_bytes = program_bytes(program)
+        self._check_limits(program, num_bytes)
         for call in program.calls:
             self._dispatch.check(call)
         self._check_writable(program)
         nodes = [Node(call.id, call.name, call.reads, call.writes) for call in program.calls]
         self.graph.add(nodes, [variable.id for variable in program.variables])
+        self.program_bytes += num_bytes
+        self._hold(num_bytes)
         for declared in program.variables:
             self._declare(declared.id, declared.name, declared.value)
         records = [self._accept(call) for call in program.calls]
@@ -139,17 +146,30 @@ class Session:
                 f"variable {variable_id!r} is written by call {self.records[producer].spec.name!r}.",
                 param="variable",
             )
+        self._check_bytes(text_bytes(text))
         variable.set(text)
+        self._hold(variable.num_bytes)
         self._on_ready(variable)
 
     def value_of(self, variable_id: str) -> str:
         """Return the text of a variable that is ready."""
         return self.variables[variable_id].value
 
+    def write_output(self, variable_id: str, text: str) -> None:
+        """Append a piece to an output. Raises `LimitExceeded` where the key may hold no more."""
+        variable = self.variables[variable_id]
+        num_before = variable.num_bytes
+        variable.write(text)
+        self._hold(variable.num_bytes - num_before)
+        if variable.num_bytes > num_before:
+            self._check_bytes(0)
+
     def finish_output(self, variable_id: str) -> None:
         """Make an output ready: its call has written it."""
         variable = self.variables[variable_id]
+        num_before = variable.num_bytes
         variable.finish()
+        self._hold(variable.num_bytes - num_before)
         self._on_ready(variable)
 
     def finish_call(self, record: CallRecord) -> None:
@@ -188,6 +208,7 @@ class Session:
         for variable in self.variables.values():
             if not variable.is_done:
                 variable.fail(self.closed_by)
+        self.tenant.num_bytes -= self.num_bytes
 
     def status(self) -> SessionStatus:
         now_s = self._clock()
@@ -218,6 +239,8 @@ class Session:
         assert self.num_pending == len(pending), "pending calls are miscounted"
         blocked = [record for record in pending if record.state is CallState.BLOCKED]
         assert self.num_started == len(pending) - len(blocked), "started calls are miscounted"
+        num_bytes = sum(variable.num_bytes for variable in self.variables.values())
+        assert self.num_bytes == self.program_bytes + num_bytes, "held bytes are miscounted"
         for record in self.records.values():
             outputs = [self.variables[variable_id] for variable_id in record.spec.writes]
             if record.has_ended:
@@ -230,12 +253,27 @@ class Session:
         if self.closed_by is not None:
             raise NotFound("the session was closed.", param="session_id")
 
-    def _check_limits(self, program: Program) -> None:
+    def _hold(self, num_bytes: int) -> None:
+        self.num_bytes += num_bytes
+        self.tenant.num_bytes += num_bytes
+
+    def _check_bytes(self, num_new: int) -> None:
+        held, most = self.tenant.num_bytes, self._host.config.max_bytes_per_tenant
+        if held + num_new > most:
+            raise LimitExceeded(
+                f"the sessions of the key would hold {held + num_new} bytes in variables and programs; at most {most} "
+                "are allowed (max_bytes_per_tenant).",
+                hint="Close sessions whose results were read.",
+                param="value",
+            )
+
+    def _check_limits(self, program: Program, num_bytes: int) -> None:
         config, num_calls = self._host.config, len(program.calls)
         num_new = len(program.variables) + sum(len(call.writes) for call in program.calls)
         _check_room("pending calls", "session", self.num_pending + num_calls, config.max_pending_calls_per_session)
         _check_room("pending calls", "key", self.tenant.num_pending + num_calls, config.max_pending_calls_per_tenant)
         _check_room("variables", "session", len(self.variables) + num_new, config.max_variables_per_session)
+        self._check_bytes(num_bytes + sum(text_bytes(variable.value or "") for variable in program.variables))
 
     def _check_writable(self, program: Program) -> None:
         preset = {variable.id for variable in program.variables if variable.value is not None}
@@ -251,6 +289,7 @@ class Session:
         variable = self.variables.setdefault(variable_id, SemanticVariable(variable_id, name))
         if value is not None:
             variable.set(value)
+            self._hold(variable.num_bytes)
 
     def _accept(self, call: AnyCall) -> CallRecord:
         if not self.num_pending:
