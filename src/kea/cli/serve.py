@@ -129,6 +129,7 @@ def serve(
     """
     _check_refused(enable_lora=enable_lora, tensor_parallel_size=tensor_parallel_size)
     source = choose_model(model)
+    speculation = Speculation(num_speculative_tokens, prompt_lookup_min, prompt_lookup_max)
     config = EngineConfig(
         model=source.location,
         dtype=dtype,
@@ -137,11 +138,7 @@ def serve(
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
-        decoding=_decoding(
-            tpot_objective_ms,
-            max_burst_ms,
-            Speculation(num_speculative_tokens, prompt_lookup_min, prompt_lookup_max),
-        ),
+        decoding=_decoding(tpot_objective_ms, max_burst_ms, speculation),
         num_threads=num_threads,
         revision=revision,
         quantize=quantize,
