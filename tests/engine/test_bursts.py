@@ -342,6 +342,13 @@ def test_a_burst_is_predicted_to_stay_below_its_limit(
         driver.start(stories_tokenizer.encode(TEXTS[1]), greedy(400))
         driver.run()
         assert max(rounds.all) == most
+    for seconds in (0.5, 0.025):  # a first round alone takes so long, and others nothing
+        driver = make_driver()
+        monkeypatch.setattr(driver.core._latency, "predict", lambda _shape, seconds=seconds: seconds)
+        rounds = Rounds(driver, monkeypatch)
+        driver.start(stories_tokenizer.encode(TEXTS[1]), greedy(20))
+        driver.run()
+        assert (max(rounds.all) > 1) == (seconds == 0.025)
     driver = make_driver(decoding=DecodingConfig(tpot_objective_s=0.006))
     monkeypatch.setattr(driver.core._latency, "predict", lambda shape: 0.001 + 0.002 * shape.num_rounds)
     rounds = Rounds(driver, monkeypatch)

@@ -65,14 +65,16 @@ class BurstPlanner:
         """Return how many rounds there may be: 0 where the model cannot draw for all of these items."""
         if self._limit_s <= 0.0 or not items:
             return 0
-        most = self._most
+        most = self._in_time(items, self._most)
+        if most < self._most and most == 1:
+            return 1  # of a slow model, the rows need not be looked at
         for item in items:
             generation = item.context.generation
             if generation is None or not (item.is_decode and generation.is_drawn_plainly) or item.context.wants_scores:
                 return 0
             most = min(most, generation.tracker.num_left)
             most = self._memory.chunk_stop(item.context.pages, item.stop + most - 1) - item.stop + 1
-        return self._with_pages(items, self._in_time(items, most))
+        return self._with_pages(items, most)
 
     def _in_time(self, items: Sequence[WorkItem], most: int) -> int:
         """Return how many rounds, at most `most`, are predicted to end within the limit."""
@@ -82,7 +84,9 @@ class BurstPlanner:
         first_s, all_s = self._latency.predict(shape), self._latency.predict(replace(shape, num_rounds=most))
         if all_s <= self._limit_s:
             return most
-        return 1 + max(0, int((self._limit_s - first_s) * (most - 1) / (all_s - first_s)))
+        if first_s >= self._limit_s:
+            return 1
+        return 1 + int((self._limit_s - first_s) * (most - 1) / (all_s - first_s))
 
     def _with_pages(self, items: Sequence[WorkItem], most: int) -> int:
         """Return how many rounds, at most `most`, there are pages for that no context holds."""
