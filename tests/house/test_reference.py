@@ -82,7 +82,8 @@ def test_the_page_of_metrics_has_names_kinds_and_labels() -> None:
     rows = render_metrics().splitlines()
     assert sum(row.startswith("| `kea:prefix_cache_hits_total` | counter | `model_name` |") for row in rows) == 1
     assert sum(row.startswith("| `kea:num_requests_running` | gauge | `model_name` |") for row in rows) == 1
-    assert sum(row.startswith("| `kea:time_to_first_token_seconds` | histogram | `model_name` |") for row in rows) == 1
+    histogram = "| `kea:time_to_first_token_seconds` | histogram | `model_name`, `source` |"
+    assert sum(row.startswith(histogram) for row in rows) == 1
     assert not any("_created" in row for row in rows)
 
 

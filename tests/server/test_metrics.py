@@ -63,9 +63,9 @@ async def test_counts_are_those_of_the_requests() -> None:
         assert found["kea:request_success_total/length"] == 2
         assert found["kea:prompt_tokens_total"] == 4 * 2
         assert found["kea:generation_tokens_total"] == 8 + 4 + 4 + 8
-        assert found["kea:time_to_first_token_seconds_count"] == 4
-        assert found["kea:e2e_request_latency_seconds_count"] == 4
-        assert found["kea:inter_token_latency_seconds_count"] == 24 - 4
+        assert found["kea:time_to_first_token_seconds_count/request"] == 4
+        assert found["kea:e2e_request_latency_seconds_count/request"] == 4
+        assert found["kea:inter_token_latency_seconds_count/request"] == 24 - 4
         assert found["kea:num_requests_running"] == 0
         assert found["kea:num_sessions"] == 1
         assert found["kea:program_calls_total/done"] == 0
@@ -87,6 +87,11 @@ async def test_programs_are_counted_too() -> None:
     assert found["kea:program_calls_total/done"] == 1
     assert found["kea:program_generation_tokens_total"] == row["output_tokens"] == 8
     assert found["kea:program_prompt_tokens_total"] == row["prompt_tokens"] > 0
+    assert found["kea:time_to_first_token_seconds_count/program"] == 2
+    assert found["kea:inter_token_latency_seconds_count/program"] == 8 - 2
+    assert found["kea:e2e_request_latency_seconds_count/program"] == 2
+    assert found["kea:request_queue_time_seconds_count/program"] == 2
+    assert found["kea:e2e_request_latency_seconds_count/request"] == 0
 
 
 async def test_a_request_that_runs_again_is_no_failure() -> None:
@@ -107,7 +112,8 @@ def test_times_are_those_that_were_seen() -> None:
     metrics.saw_next_tokens(0.2, 4)
     metrics.saw_end(FinishReason.STOP, Usage(3, 1, 5, 0.25, 0.125, 0.5), 2.0)
     text = metrics.expose(None).decode()
-    values = {sample.name: sample.value for family in text_string_to_metric_families(text) for sample in family.samples}
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    values = {sample.name: sample.value for sample in samples if sample.labels.get("source") == "request"}
     assert values["kea:time_to_first_token_seconds_sum"] == 0.5
     assert values["kea:inter_token_latency_seconds_sum"] == pytest.approx(0.2)
     assert values["kea:inter_token_latency_seconds_count"] == 4

@@ -8,7 +8,7 @@ from kea.errors import (
     EngineFault,
 )
 from kea.program.call import InputParameter, VariableRef
-from kea.types import Criteria
+from kea.types import Criteria, FinishReason, Usage
 from tests.fakes.engine import FakeEngine, scripted
 from tests.fakes.tokenizer import FakeTokenizer
 from tests.service.programs import call, fails, program, service, settle, shout, states
@@ -173,3 +173,41 @@ async def test_a_tenants_many_calls_do_not_hold_up_anothers_one() -> None:
         engine.release()
         assert await some.get(one, "s") == "S"
         assert some.status(many).num_pending > 490
+
+
+class Told:
+    """A meter that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.first: list[float] = []
+        self.later: list[tuple[float, int]] = []
+        self.whole: list[float] = []
+
+    def saw_first_token(self, seconds: float) -> None:
+        self.first.append(seconds)
+
+    def saw_next_tokens(self, seconds: float, num_tokens: int) -> None:
+        self.later.append((seconds, num_tokens))
+
+    def saw_end(self, _reason: FinishReason, _usage: Usage, seconds: float) -> None:
+        self.whole.append(seconds)
+
+
+async def test_outputs_are_timed_from_the_moment_in_which_their_inputs_are_ready() -> None:
+    now = [0.0]
+    engine = FakeEngine(scripted("12345678", "1234"))  # four tokens at once
+    told = Told()
+    async with service(engine, clock=lambda: now[0]) as some:
+        some.measure(told)
+        session = some.create_session()
+        some.submit(session, program(call("c", "{{x}}{{a}}and{{b}}", a={}, b={}), x=None))
+        now[0] = 5.0
+        some.set(session, "x", "x")
+        engine.hold()
+        await settle(some)
+        now[0] = 7.0
+        engine.release()
+        await some.get(session, "b")
+    assert told.first == [2.0, 0.0]
+    assert sum(number for _, number in told.later) == 7 + 3
+    assert told.whole == [2.0, 0.0]

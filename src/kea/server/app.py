@@ -60,6 +60,8 @@ def create_app(
     endpoints = choose_endpoints(config, with_programs=service is not None)
     model = _serve_model(config, engine, tokenizer)
     metrics = Metrics(model.name)
+    if service is not None:
+        service.measure(metrics.programs)
     state = AppState(
         config=config,
         model=model,

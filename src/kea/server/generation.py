@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from kea.engine.base import Context, ContextSpec, Engine, Generation
 from kea.errors import EngineDied, KeaError
 from kea.server.metrics import Metrics
+from kea.service import OutputTimer
 from kea.types import Chunk, Finish, GenerateOptions, TokenLogprob
 
 logger = logging.getLogger(__name__)
@@ -115,9 +116,9 @@ class Runner:
             generations = self._start(jobs, contexts)
             num_open = len(generations)
             async with aclosing(_merge(generations)) as chunks:
-                meters = [_Meter(self._metrics, self._clock, arrived_s) for _ in generations]
+                timers = [OutputTimer(self._metrics, arrived_s) for _ in generations]
                 async for item in chunks:
-                    meters[item.choice_idx].see(item.chunk)
+                    timers[item.choice_idx].see(item.chunk, self._clock())
                     if item.chunk.finish is not None:
                         contexts[item.choice_idx].free()
                         num_open -= 1
@@ -153,29 +154,6 @@ class Runner:
                 context.generate(options) for context, options in zip([root, *forks], job.choices, strict=True)
             ]
         return generations
-
-
-class _Meter:
-    """Measures one output: the time to its first token, between tokens, to its end."""
-
-    def __init__(self, metrics: Metrics, clock: Callable[[], float], arrived_s: float) -> None:
-        self._metrics = metrics
-        self._clock = clock
-        self._arrived_s = arrived_s
-        self._last_s: float | None = None
-
-    def see(self, chunk: Chunk) -> None:
-        now_s = self._clock()
-        num_tokens = len(chunk.token_ids)
-        if num_tokens and self._last_s is None:
-            self._metrics.saw_first_token(now_s - self._arrived_s)
-            num_tokens -= 1
-            self._last_s = now_s
-        if num_tokens and self._last_s is not None:
-            self._metrics.saw_next_tokens(now_s - self._last_s, num_tokens)
-            self._last_s = now_s
-        if chunk.finish is not None:
-            self._metrics.saw_end(chunk.finish.reason, chunk.finish.usage, now_s - self._arrived_s)
 
 
 async def _merge(generations: Sequence[Generation]) -> AsyncGenerator[ChoiceChunk]:

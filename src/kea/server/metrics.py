@@ -1,7 +1,9 @@
 """Prometheus metrics under vLLM's names with the prefix `kea:`. Owns its registry; knows engines' snapshots, no routes.
 
 What requests saw (tokens, times, ends) is counted where their generations are read; what the engine holds (running,
-waiting, memory) is read from its snapshot when the metrics are asked for.
+waiting, memory) is read from its snapshot when the metrics are asked for. Times are told of single requests and of the
+outputs of programs alike, by the label `source`: an output arrives when its call's inputs are ready, a further one of
+the same call when the one before it ended.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from kea.types import FinishReason, Usage
 Values = Mapping[str, tuple[str, float]]
 
 LABEL = "model_name"
+SOURCE = "source"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 FIRST_TOKEN_BUCKETS_S = (
     0.001,
@@ -89,10 +92,14 @@ class Metrics:
             name: Counter(f"kea:{name}", text, [LABEL], registry=self._registry).labels(model_name)
             for name, text in COUNTERS.items()
         }
-        self._histograms = {
-            name: Histogram(f"kea:{name}", text, [LABEL], buckets=buckets, registry=self._registry).labels(model_name)
+        histograms = {
+            name: Histogram(f"kea:{name}", text, [LABEL, SOURCE], buckets=buckets, registry=self._registry)
             for name, (text, buckets) in HISTOGRAMS.items()
         }
+        self._requests, self.programs = (
+            Times({name: histogram.labels(model_name, source) for name, histogram in histograms.items()})
+            for source in ("request", "program")
+        )
         success = Counter(
             "kea:request_success", "Generations that ended.", [LABEL, "finished_reason"], registry=self._registry
         )
@@ -103,21 +110,16 @@ class Metrics:
         self._registry.register(self._engine)
 
     def saw_first_token(self, seconds: float) -> None:
-        self._histograms["time_to_first_token_seconds"].observe(seconds)
+        self._requests.saw_first_token(seconds)
 
     def saw_next_tokens(self, seconds: float, num_tokens: int) -> None:
-        """Record `num_tokens` tokens that came `seconds` after those before them."""
-        for _ in range(num_tokens):
-            self._histograms["inter_token_latency_seconds"].observe(seconds / num_tokens)
+        self._requests.saw_next_tokens(seconds, num_tokens)
 
     def saw_end(self, reason: FinishReason, usage: Usage, seconds: float) -> None:
         self._success[reason].inc()
         self._counters["prompt_tokens"].inc(usage.prompt_tokens)
         self._counters["generation_tokens"].inc(usage.output_tokens)
-        self._histograms["e2e_request_latency_seconds"].observe(seconds)
-        self._histograms["request_queue_time_seconds"].observe(usage.waiting_s)
-        self._histograms["request_prefill_time_seconds"].observe(usage.prefill_s)
-        self._histograms["request_decode_time_seconds"].observe(usage.decode_s)
+        self._requests.saw_end(reason, usage, seconds)
 
     def saw_cancelled(self, num_outputs: int) -> None:
         """Record outputs whose client left before their end."""
@@ -136,6 +138,32 @@ class Metrics:
         self._engine.snapshot = snapshot
         self._engine.service = service
         return generate_latest(self._registry)
+
+
+class Times:
+    """The times of outputs from one source."""
+
+    def __init__(self, histograms: Mapping[str, Histogram]) -> None:
+        self._first = histograms["time_to_first_token_seconds"]
+        self._next = histograms["inter_token_latency_seconds"]
+        self._whole = histograms["e2e_request_latency_seconds"]
+        self._queue = histograms["request_queue_time_seconds"]
+        self._prefill = histograms["request_prefill_time_seconds"]
+        self._decode = histograms["request_decode_time_seconds"]
+
+    def saw_first_token(self, seconds: float) -> None:
+        self._first.observe(seconds)
+
+    def saw_next_tokens(self, seconds: float, num_tokens: int) -> None:
+        """Record `num_tokens` tokens that came `seconds` after those before them."""
+        for _ in range(num_tokens):
+            self._next.observe(seconds / num_tokens)
+
+    def saw_end(self, _reason: FinishReason, usage: Usage, seconds: float) -> None:
+        self._whole.observe(seconds)
+        self._queue.observe(usage.waiting_s)
+        self._prefill.observe(usage.prefill_s)
+        self._decode.observe(usage.decode_s)
 
 
 class SnapshotCollector(Collector):

@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from kea.engine.base import Context, ContextSpec, Engine
 from kea.errors import Cancelled, ContextLengthExceeded, InvalidRequest
 from kea.program.call import CallSpec, OutputParameter
+from kea.service.metering import Meter, OutputTimer
 from kea.service.prompt import PromptText, Tokenizer, render_prompt
 from kea.service.record import CallRecord, WrittenOutput
-from kea.service.session import Session
+from kea.service.session import Clock, Session
 from kea.types import Finish, FinishReason, GenerateOptions
 
 INLINE_CHARS = 20_000
@@ -25,12 +26,14 @@ READ_CHARS = 500_000
 """Up to here a text that cannot fit is tokenised nevertheless, so that its error tells how many tokens it has."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CallRunner:
-    """Runs calls with one tokenizer. `draw_seed` returns a random integer below 2^31."""
+    """Runs calls with one tokenizer. `draw_seed` returns a random integer below 2^31. `meter`: who is told of times."""
 
     tokenizer: Tokenizer
     draw_seed: Callable[[], int]
+    clock: Clock
+    meter: Meter | None = None
 
     async def run(self, call: CallSpec, record: CallRecord, session: Session, engine: Engine) -> None:
         """Write the outputs that are missing. Raises what the engine raises, or what is wrong with the prompt."""
@@ -114,7 +117,10 @@ class _Run:
         start_len = self._context_len
         token_ids: list[int] = []
         finish: Finish | None = None
+        clock, timer = self._runner.clock, self._timer(is_first=not idx)
         async for chunk in self._context.generate(options):
+            if timer is not None:
+                timer.see(chunk, clock())
             token_ids.extend(chunk.token_ids)
             if chunk.text:
                 self._session.write_output(variable.id, chunk.text)
@@ -126,6 +132,13 @@ class _Run:
         self._record.written.append(WrittenOutput(kept, finish.residual))
         self._record.usages.append(finish.usage)
         self._session.finish_output(output.variable_id)
+
+    def _timer(self, *, is_first: bool) -> OutputTimer | None:
+        """Return what times an output: the first against the moment in which the inputs were ready."""
+        if self._runner.meter is None:
+            return None
+        ready_s = self._record.ready_s
+        return OutputTimer(self._runner.meter, ready_s if is_first and ready_s is not None else self._runner.clock())
 
     def _append(self, token_ids: list[int] | tuple[int, ...]) -> None:
         if token_ids:

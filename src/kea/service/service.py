@@ -24,6 +24,7 @@ from kea.scheduler import Scheduler, create_scheduler
 from kea.service.config import ServiceConfig
 from kea.service.dispatch import Dispatcher
 from kea.service.execution import CallRunner
+from kea.service.metering import Meter
 from kea.service.native import NativeFunction, NativeRunner
 from kea.service.prompt import Tokenizer
 from kea.service.reading import read_each, read_pieces, read_value
@@ -65,9 +66,9 @@ class Service:
         self.tokenizer = tokenizer
         self.config = config or ServiceConfig()
         self._scheduler = scheduler or create_scheduler()
-        call_runner = CallRunner(tokenizer, lambda: secrets.randbits(31))
+        self._call_runner = CallRunner(tokenizer, lambda: secrets.randbits(31), clock)
         native_runner = NativeRunner(dict(functions or {}), self.config.native_threads, self.config.native_timeout_s)
-        runners = call_runner, native_runner
+        runners = self._call_runner, native_runner
         self._dispatcher = Dispatcher(self.engines, self._scheduler, runners, self.config, clock)
         self._host = SessionHost(self._dispatcher, self.config, clock, Ledger())
         self._sessions: dict[int, Session] = {}
@@ -81,6 +82,10 @@ class Service:
 
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
+
+    def measure(self, meter: Meter) -> None:
+        """Tell `meter` from now on how long the outputs of calls took."""
+        self._call_runner.meter = meter
 
     async def close(self) -> None:
         """Fail whatever still runs with `ServiceClosing`, and wait until the engines were told."""
