@@ -5,12 +5,15 @@ Owns the loaded module and its binding to the backend; one forward at a time. Kn
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import torch
 
 from kea.attention.base import AttentionBackend, LayerCache, PreparedPlan, StepPlan
 from kea.errors import ContextLengthExceeded
+from kea.kernels.program import aligned_zeros
 from kea.models.base import ModelFacts, StepInput
 from kea.models.calls import ATTENTION_NAME, LAYER_ATTRIBUTE, BoundLayer, StepCalls
 
@@ -81,11 +84,19 @@ class HostedDecoder:
 
 
 def allocate_cache(facts: ModelFacts, num_slots: int) -> tuple[LayerCache, ...]:
-    """Return a zeroed `LayerCache` of `num_slots` slots per layer, on the model's device and in its dtype."""
+    """Return a zeroed `LayerCache` of `num_slots` slots per layer, on the model's device and in its dtype.
+
+    On a CPU the system gives memory where it is first written, and in huge pages where it has them.
+    """
 
     def zeros(num_kv_heads: int, width: int) -> torch.Tensor:
         dtype: torch.dtype = getattr(torch, facts.dtype)
-        return torch.zeros(num_slots, num_kv_heads, width, dtype=dtype, device=facts.device)
+        shape = (num_slots, num_kv_heads, width)
+        if facts.device != "cpu":
+            return torch.zeros(shape, dtype=dtype, device=facts.device)
+        # torch writes its zeros: seconds for a pool of gigabytes, most of which may never be used
+        untouched = aligned_zeros((math.prod(shape) * dtype.itemsize,), np.uint8)
+        return torch.from_numpy(untouched).view(dtype).view(shape)
 
     return tuple(
         LayerCache(zeros(spec.num_kv_heads, spec.key_dim), zeros(spec.num_kv_heads, spec.value_dim))
