@@ -57,7 +57,19 @@ class IdleModel:
     def __init__(self, vocab_size: int, max_rows: int) -> None:
         layer = LayerSpec(1, 1, 8, 8, 1.0)
         self.facts = ModelFacts(
-            "idle", "idle", vocab_size, 1 << 16, (layer,), (), 64, 0, "cpu", "float32", "idle", batch_invariant=True
+            "idle",
+            "idle",
+            vocab_size,
+            1 << 16,
+            (layer,),
+            (),
+            64,
+            0,
+            "cpu",
+            "float32",
+            "float32",
+            "idle",
+            batch_invariant=True,
         )
         self._logits = torch.randn(max_rows, vocab_size, generator=torch.Generator().manual_seed(0)) * 3
 

@@ -1,4 +1,4 @@
-"""What int8 weights cost: perplexity of a text under a model as it is, and with its weights rounded.
+"""What rounding costs: perplexity of a text under a model as it is, and with its weights, or keys and values, rounded.
 
 python -m tools.quality --text BOOK.txt [--model DIR]   (the embedded model by default)
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,6 +16,12 @@ from kea.attention import Run, SequencePlan, StepPlan
 from kea.models import DecoderModel, StepInput, Tokenizer, load_model, require_embedded_model
 
 PAGE_TOKENS = 16
+ROUNDINGS: dict[str, dict[str, Any]] = {
+    "weights in int8": {"quantize": "int8"},
+    "KV in float16": {"kv_cache_dtype": "float16"},
+    "KV in int8": {"kv_cache_dtype": "int8"},
+    "both in int8": {"quantize": "int8", "kv_cache_dtype": "int8"},
+}
 
 
 def perplexity(model: DecoderModel, rows: list[list[int]]) -> float:
@@ -47,9 +54,10 @@ def main() -> None:
     step = order.length - len(start)
     rows = [start + ids[first : first + step] for first in range(0, len(ids) - step, step)][: order.rows]
     exact = perplexity(load_model(source), rows)
-    rounded = perplexity(load_model(source, quantize="int8"), rows)
-    print(f"{len(rows)} rows of {order.length} tokens: {exact:.4f} as it is, {rounded:.4f} in int8")
-    print(f"int8 / as it is: {rounded / exact:.4f}")
+    print(f"{len(rows)} rows of {order.length} tokens, as it is: {exact:.4f}")
+    for name, options in ROUNDINGS.items():
+        rounded = perplexity(load_model(source, **options), rows)
+        print(f"{name}: {rounded:.4f}, {rounded / exact:.5f} of that")
 
 
 if __name__ == "__main__":

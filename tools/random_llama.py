@@ -35,6 +35,7 @@ def create_llama(shape: dict[str, int], device: str) -> tuple[HostedDecoder, Tri
         may_be_lean=False,
         may_capture=False,
         quantize=None,
+        kv_dtype=torch.bfloat16,
     )
     decoder = _bind_and_prove(model, backend, order)
     assert isinstance(decoder, HostedDecoder)

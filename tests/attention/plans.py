@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from kea.attention.base import LayerCache, LayerSpec, Run, SequencePlan, StepPlan
+from kea.attention.storage import pack, unpack
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +136,16 @@ def _scattered_tables(
             table[page] = free.pop()
         tables.append(tuple(table))
     return tables, num_pages
+
+
+def rounded(case: Case, dtype: torch.dtype) -> Case:
+    """Return the step over a cache of this type; `contexts` become what it holds of them."""
+
+    def kept(values: torch.Tensor) -> torch.Tensor:
+        return unpack(pack(values.float(), dtype)).double()
+
+    cache = LayerCache(pack(case.cache.keys, dtype), pack(case.cache.values, dtype))
+    return replace(case, cache=cache, contexts=tuple((kept(keys), kept(values)) for keys, values in case.contexts))
 
 
 def dense_oracle(case: Case) -> torch.Tensor:

@@ -9,10 +9,14 @@ import torch
 
 from kea.attention import Run, SequencePlan, StepPlan, create_backend
 from kea.attention.base import AttentionBackend, LayerCache, LayerSpec
-from kea.errors import InvalidRequest
-from tests.attention.plans import Case, dense_oracle, random_case
+from kea.attention.storage import pack
+from kea.errors import InvalidRequest, Unsupported
+from tests.attention.plans import Case, dense_oracle, random_case, rounded
 
 BACKENDS = ("reference", "torch", "numba", "triton")
+ROUNDING = {"reference", "numba"}
+"""Backends over a cache of all types in which it can be kept."""
+
 NUM_STEPS = 60
 NUM_INTERPRETED_STEPS = 20  # Triton's interpreter takes about half a second for one
 
@@ -65,6 +69,58 @@ def test_new_keys_and_values_land_in_their_slots_and_nowhere_else(backend: Atten
     before.values[case.plan.slots] = case.value
     assert torch.equal(case.cache.keys, before.keys)
     assert torch.equal(case.cache.values, before.values)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int8])
+@pytest.mark.parametrize("backend", sorted(ROUNDING), indirect=True)
+class TestRounded:
+    """Over keys and values that are kept in less: equal to the oracle over what the cache holds of them."""
+
+    def test_random_step_equals_the_dense_oracle(self, backend: AttentionBackend, dtype: torch.dtype) -> None:
+        for seed in range(NUM_STEPS):
+            case = rounded(random_case(seed), dtype)
+            assert (run(backend, case).double() - dense_oracle(case)).abs().max() < 1e-5
+
+    def test_a_large_decode_batch_equals_the_dense_oracle(self, backend: AttentionBackend, dtype: torch.dtype) -> None:
+        for seed in range(100, 105):
+            case = rounded(random_case(seed, num_sequences=40), dtype)
+            assert (run(backend, case).double() - dense_oracle(case)).abs().max() < 1e-5
+
+    def test_new_keys_and_values_are_rounded_into_their_slots_and_nowhere_else(
+        self, backend: AttentionBackend, dtype: torch.dtype
+    ) -> None:
+        case = rounded(random_case(3), dtype)
+        before = LayerCache(case.cache.keys.clone(), case.cache.values.clone())
+        run(backend, case)
+        before.keys[case.plan.slots] = pack(case.key, dtype)
+        before.values[case.plan.slots] = pack(case.value, dtype)
+        assert torch.equal(case.cache.keys, before.keys)
+        assert torch.equal(case.cache.values, before.values)
+
+    def test_what_lies_outside_the_runs_never_reaches_the_output(
+        self, backend: AttentionBackend, dtype: torch.dtype
+    ) -> None:
+        spec, plan, cache = single_context(1, 10, (Run(0, 3), Run(6, 11)))
+        cache.keys[3:6], cache.values[3:6] = torch.nan, torch.nan
+        cache = LayerCache(pack(cache.keys, dtype), pack(cache.values, dtype))
+        row = torch.ones(1, 1, 8)
+        output = backend.prepare(plan).attend(spec, torch.ones(1, 2, 8), row, row, cache)
+        assert output.abs().max() < 10
+
+    def test_a_key_that_cannot_be_kept_reaches_whoever_sees_it(
+        self, backend: AttentionBackend, dtype: torch.dtype
+    ) -> None:
+        spec, plan, cache = single_context(1, 10, (Run(0, 11),))
+        cache = LayerCache(pack(cache.keys, dtype), pack(cache.values, dtype))
+        key, value = torch.full((1, 1, 8), -torch.inf), torch.ones(1, 1, 8)
+        output = backend.prepare(plan).attend(spec, torch.ones(1, 2, 8), key, value, cache)
+        assert output.isnan().all()
+
+
+def test_a_backend_that_cannot_read_a_cache_says_so() -> None:
+    case = rounded(random_case(3), torch.int8)
+    with pytest.raises(Unsupported, match=r"does not read keys and values in torch\.int8"):
+        run(create_backend("torch"), case)
 
 
 def single_context(num_queries: int, position: int, runs: tuple[Run, ...]) -> tuple[LayerSpec, StepPlan, LayerCache]:

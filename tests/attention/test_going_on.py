@@ -12,6 +12,7 @@ from kea.attention.base import LayerCache, LayerSpec, Run, SequencePlan, StepPla
 from kea.attention.numba_cpu import NumbaAttention
 from kea.attention.numba_program import goes_on
 from kea.attention.reference import ReferenceAttention
+from kea.attention.storage import pack
 
 PAGE = 4
 SPEC = LayerSpec(num_heads=6, num_kv_heads=2, key_dim=8, value_dim=16, scale=0.3)
@@ -34,7 +35,9 @@ def longer(plan: StepPlan) -> StepPlan:
     return replace(plan, sequences=tuple(s._replace(page_table=tuple(range(200, 220))) for s in plan.sequences))
 
 
-def attend_all(plans: list[StepPlan], spec: LayerSpec) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def attend_all(
+    plans: list[StepPlan], spec: LayerSpec, dtype: torch.dtype = torch.float32
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Run steps one after the other on the kernels and on the reference; their caches start with the same values."""
     generator = torch.Generator().manual_seed(0)
     shape = (600 * PAGE, spec.num_kv_heads)
@@ -45,7 +48,7 @@ def attend_all(plans: list[StepPlan], spec: LayerSpec) -> tuple[list[torch.Tenso
     inputs = [[torch.randn(len(p.sequences), *width, generator=generator) for width in widths] for p in plans]
     found = []
     for backend in (NumbaAttention(), ReferenceAttention()):
-        cache = LayerCache(keys.clone(), values.clone())
+        cache = LayerCache(pack(keys, dtype).clone(), pack(values, dtype).clone())
         outputs = []
         for plan, (query, key, value) in zip(plans, inputs, strict=True):
             outputs.append(backend.prepare(plan).attend(spec, query, key, value, cache))
@@ -53,14 +56,15 @@ def attend_all(plans: list[StepPlan], spec: LayerSpec) -> tuple[list[torch.Tenso
     return found[0], found[1]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int8])
 @pytest.mark.parametrize("prefix", [0, 20])
 @pytest.mark.parametrize("window", [None, 7])
-def test_steps_that_go_on_equal_the_reference(prefix: int, window: int | None) -> None:
+def test_steps_that_go_on_equal_the_reference(prefix: int, window: int | None, dtype: torch.dtype) -> None:
     lengths = [81, 90, 150, 83]
     plans = [plan_at([length + step for length in lengths], prefix=prefix) for step in range(14)]
     plans += [plan_at([length + 14 + step for length in lengths[:2]], prefix=prefix) for step in range(6)]
     assert sum(goes_on(a, b) for a, b in pairwise(plans)) > 3
-    ours, theirs = attend_all(plans, replace(SPEC, window=window))
+    ours, theirs = attend_all(plans, replace(SPEC, window=window), dtype)
     for a, b in zip(ours, theirs, strict=True):
         assert (a - b).abs().max() < 1e-5
 

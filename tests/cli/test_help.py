@@ -14,7 +14,7 @@ from tools.commands import CommandTree, load_commands
 
 TREE = load_commands()
 
-ENGINE = {"--device", "--dtype", "--kv-memory", "--max-model-len", "--num-threads", "--quantize"}
+ENGINE = {"--device", "--dtype", "--kv-cache-dtype", "--kv-memory", "--max-model-len", "--num-threads", "--quantize"}
 SAMPLING = {"--max-tokens", "--seed", "--stop", "--temperature", "--top-k", "--top-p"}
 WHERE = {"--api-key", "--url"}
 FLAGS = {

@@ -24,7 +24,7 @@ from kea.engine.base import (
 from kea.errors import EngineDied, ServiceClosing
 from kea.types import Chunk, Finish, FinishReason, GenerateOptions, Stopping, Usage
 
-INFO = EngineInfo("fake", 100, 10, (2,), 4, 25, 8, "cpu", "float32", "reference", Capabilities())
+INFO = EngineInfo("fake", 100, 10, (2,), 4, 25, 8, "cpu", "float32", "float32", "reference", Capabilities())
 OPTIONS = GenerateOptions(Stopping(5))
 LAST = Chunk((1,), "a", finish=Finish(FinishReason.LENGTH, Usage(1, 0, 1, 0, 0, 0), 2))
 

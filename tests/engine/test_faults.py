@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from kea.attention.storage import pack, unpack
 from kea.engine.base import ContextSpec
 from kea.engine.config import DecodingConfig
 from kea.engine.generation import GenerationState
@@ -44,8 +45,9 @@ def _poison_rows(driver: Driver, monkeypatch: pytest.MonkeyPatch, is_bad: Callab
             logits = model.forward(step, cache)  # type: ignore[arg-type]
             bad = torch.tensor([is_bad(token) for token in step.token_ids.tolist()])
             for layer in cache:
-                layer.keys[step.plan.slots[bad]] = torch.nan  # type: ignore[attr-defined]
-                layer.values[step.plan.slots[bad]] = torch.nan  # type: ignore[attr-defined]
+                for part in (layer.keys, layer.values):  # type: ignore[attr-defined]
+                    nan = torch.full_like(unpack(part[step.plan.slots[bad]]), torch.nan)
+                    part[step.plan.slots[bad]] = pack(nan, part.dtype)
             return logits
 
     monkeypatch.setattr(driver.core._runner, "_model", Faulty())
@@ -156,8 +158,8 @@ def test_numbers_that_are_not_finite_reach_no_other_request(
     for context in driver.core._contexts.all:
         driver.free(context.context_id)
     for layer in driver.core._runner._cache:
-        assert layer.keys.isfinite().all()
-        assert layer.values.isfinite().all()
+        assert unpack(layer.keys).isfinite().all()
+        assert unpack(layer.values).isfinite().all()
     again = driver.start([*prompt[:20], 77, *range(100, 210)], greedy(4))
     driver.run()
     assert len(again.token_ids) == 4

@@ -96,6 +96,7 @@ class FakeEngine:
             max_num_seqs=256,
             device="cpu",
             dtype="float32",
+            kv_cache_dtype="float32",
             backend="fake",
             capabilities=Capabilities(batch_invariant=True),
         )

@@ -105,7 +105,10 @@ def require_rotary(spec: LayerSpec) -> Rotary:
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    """One layer's KV memory: keys [num_slots, KV, Dk], values [num_slots, KV, Dv]; slot = page * page_tokens + i."""
+    """One layer's KV memory: keys [num_slots, KV, Dk], values [num_slots, KV, Dv]; slot = page * page_tokens + i.
+
+    Rows of int8 are longer by their scale, see `kea.attention.storage`.
+    """
 
     keys: torch.Tensor
     values: torch.Tensor

@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from kea.attention.base import LayerCache, LayerSpec, StepPlan, check_unpinned
 from kea.attention.tiles import Tile, plan_tiles
+from kea.errors import Unsupported
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,8 @@ class GatherPlan:
         *,
         sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        if not cache.keys.dtype.is_floating_point:
+            raise Unsupported(f"The backend 'torch' does not read keys and values in {cache.keys.dtype}.")
         cache.keys.index_copy_(0, self._plan.slots, key.to(cache.keys.dtype))
         cache.values.index_copy_(0, self._plan.slots, value.to(cache.values.dtype))
         output = query.new_empty(query.shape[0], spec.num_heads, spec.value_dim)

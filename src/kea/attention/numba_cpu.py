@@ -1,6 +1,7 @@
 """The backend `numba`: our own kernels over the pages in place, a page that several contexts share read once for all.
 
-For CPUs and fp32; other arithmetic goes through the backend `torch` as a whole. Knows no requests, no models.
+For CPUs and fp32, with keys and values in fp32 or rounded; other arithmetic goes through the backend `torch` as a
+whole. Knows no requests, no models.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import torch
 
 from kea.attention.base import LayerCache, LayerSpec, StepPlan, check_unpinned
 from kea.attention.gather import GatherPlan, Workspace
-from kea.attention.numba_program import Launcher, Work, WorkKey, goes_on, work_key
+from kea.attention.numba_program import FORMATS, Launcher, Work, WorkKey, goes_on, work_key
 from kea.attention.numba_units import plan_units
 from kea.attention.sharing import SharingCosts, SharingPlanner, SharingTree
 from kea.attention.threads import running_kernels
@@ -59,7 +60,7 @@ class NumbaPlan:
         *,
         sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        if {query.dtype, cache.keys.dtype} != {torch.float32}:
+        if query.dtype != torch.float32 or cache.keys.dtype not in FORMATS:
             self._gathering = self._gathering or GatherPlan(self._plan, self._workspace)
             return self._gathering.attend(spec, query, key, value, cache, sinks=sinks)
         with running_kernels() as num_threads:

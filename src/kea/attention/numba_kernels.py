@@ -1,8 +1,8 @@
 """The kernels of the backend `numba`: attention of blocks of queries over stretches of paged keys. Knows no plans.
 
 A block is some rows of the batch and, for one KV head, the query heads that it serves: its queries lie side by side in
-the lanes of vectors. Keys and values are read where they are; scores exist for TILE keys at a time. Each kernel is a
-function of the address of its arguments and a chunk, see `kea.kernels.program`.
+the lanes of vectors. Keys and values are read where they are, or widened to fp32 a tile at a time; scores exist for
+TILE keys at a time. Each kernel is a function of the address of its arguments and a chunk, see `kea.kernels.program`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import carray, njit
+from numba import carray
 from numpy.typing import NDArray
 
+from kea.attention.numba_cache import item_bytes, places_within, row_width, tile_source, widen, write_row
+from kea.kernels.jit import inner
 from kea.kernels.machine import f32_at, i64_at, number_at
+from kea.kernels.narrow import WHOLE
 from kea.kernels.program import Kernel
 from kea.kernels.vectors import (
     KEYS as KEYS_AT_ONCE,
@@ -45,10 +48,11 @@ MAX_FEW = 8
 LOG2_E = np.float32(1.4426950408889634)
 
 # Arguments of a layer: addresses, sizes, SCALE and SOFTCAP (0: none) as bits of fp64; SINKS is 0 where there are none.
+# FORMAT is that of the rows of KEYS and VALUES, [slots, KV, D or more], see `kea.kernels.narrow`.
 # OUT is [T, OUT_WIDTH], its rows beginning with [H, Dv]; SPARE is where a row's sums are kept, [NUM_SPARE, H, Dv] and
 # [2, NUM_SPARE, H] behind. STEP is the address of the step's arguments.
 (QUERY, KEY, VALUE, OUT, OUT_WIDTH, KEYS, VALUES, NUM_SLOTS, NUM_HEADS, NUM_KV, KEY_DIM, VALUE_DIM, SCALE, SOFTCAP,
- SINKS, SPARE, STEP, NUM_LAYER) = range(18)  # fmt: skip
+ SINKS, SPARE, STEP, FORMAT, NUM_LAYER) = range(19)  # fmt: skip
 
 # Arguments of a step, in layers of one shape and window: the new rows' SLOTS [T]; PAGES, ROWS, LOWS and HIGHS as in
 # `Segments`; UNITS [N, 9]: first entry, last, place of the first page, its position, start, stop, first KV head, last,
@@ -61,11 +65,6 @@ UNIT_FIELDS = 9
 
 scores_1, scores_2, scores_3 = (scores_of(lanes) for lanes in (1, 2, LANES))
 weigh_1, weigh_2, weigh_3, weigh_4 = (weigh_by(vectors) for vectors in (1, 2, 3, 4))
-
-
-def inner(function: Any) -> Any:
-    """Compile a function that kernels call, as a part of them."""
-    return njit(nogil=True, fastmath={"reassoc", "contract", "nsz"})(function)
 
 
 @inner
@@ -94,6 +93,22 @@ def place_rows(query: F32, rows: I64, heads: tuple[int, int, int], factor: np.fl
             for g in range(group):
                 for d in range(out.shape[2]):
                     out[h, r * group + g, d] = query[rows[r], (first + h) * group + g, d] * factor
+
+
+@inner
+def placed_queries(a: I64, num_rows: int, rows: I64, heads: tuple[int, int, int, bool]) -> F32:
+    """Return the queries of some rows in lanes or, where they are few, in rows; `heads` as below, are they few."""
+    first, count, group, is_few = heads
+    query = carray(f32_at(a[QUERY]), (num_rows, a[NUM_HEADS], a[KEY_DIM]))
+    factor = number_at(a.ctypes.data + 8 * SCALE) * LOG2_E
+    num_queries = rows.shape[0] * group
+    if is_few:
+        queries = np.empty((count, num_queries, a[KEY_DIM]), np.float32)
+        place_rows(query, rows, (first, count, group), factor, queries)
+    else:
+        queries = np.empty((count, a[KEY_DIM], (num_queries + WIDTH - 1) // WIDTH * WIDTH), np.float32)
+        place_queries(query, rows, (first, count, group), factor, queries)
+    return queries
 
 
 @inner
@@ -276,29 +291,24 @@ def attend(address: int, chunk: int) -> None:
     lows = carray(i64_at(s[LOWS]), s[NUM_ENTRIES])[first:last]
     highs = carray(i64_at(s[HIGHS]), s[NUM_ENTRIES])[first:last]
     pages = carray(i64_at(s[PAGES]), s[NUM_PAGES])
-    keys = carray(f32_at(a[KEYS]), (a[NUM_SLOTS], a[NUM_KV], a[KEY_DIM]))
-    values = carray(f32_at(a[VALUES]), (a[NUM_SLOTS], a[NUM_KV], a[VALUE_DIM]))
-    query = carray(f32_at(a[QUERY]), (s[NUM_ROWS], a[NUM_HEADS], a[KEY_DIM]))
     num_heads, group = unit[7] - head, a[NUM_HEADS] // a[NUM_KV]
     num_queries = (last - first) * group
     width = (num_queries + WIDTH - 1) // WIDTH * WIDTH
     size = (a[VALUE_DIM] + WIDTH - 1) // WIDTH * WIDTH
     is_few = num_queries <= MAX_FEW and a[KEY_DIM] % WIDTH == 0
-    factor = number_at(address + 8 * SCALE) * LOG2_E
-    if is_few:
-        queries = np.empty((num_heads, num_queries, a[KEY_DIM]), np.float32)
-        place_rows(query, rows, (head, num_heads, group), factor, queries)
-    else:
-        queries = np.empty((num_heads, a[KEY_DIM], width), np.float32)
-        place_queries(query, rows, (head, num_heads, group), factor, queries)
+    queries = placed_queries(a, s[NUM_ROWS], rows, (head, num_heads, group, is_few))
     bounds = np.empty((2, width), np.int32)
     highest_low, lowest_high = place_bounds(lows, highs, group, bounds)
     scores = np.zeros((TILE, width), np.float32)
     state = np.zeros((num_heads, 3, width), np.float32)
     state[:, 0, :] = LOWEST
     sums = np.zeros((num_heads, (num_queries + ROWS - 1) // ROWS * ROWS, size), np.float32)
-    offsets, ahead = np.empty((2, TILE), np.int64), np.empty((2, TILE), np.int64)
-    strides = (a[NUM_KV] * a[KEY_DIM], a[NUM_KV] * a[VALUE_DIM])
+    form, dims = a[FORMAT], (a[KEY_DIM], a[VALUE_DIM])
+    keys = tile_source(form, a[KEYS], (a[NUM_SLOTS], a[NUM_KV], dims[0]), TILE)
+    values = tile_source(form, a[VALUES], (a[NUM_SLOTS], a[NUM_KV], dims[1]), TILE)
+    offsets, ahead, within = np.empty((2, TILE), np.int64), np.empty((2, TILE), np.int64), places_within(dims, TILE)
+    item, sizes = item_bytes(form), (row_width(form, dims[0]), row_width(form, dims[1]))
+    strides = (a[NUM_KV] * sizes[0], a[NUM_KV] * sizes[1])
     limit = number_at(address + 8 * SOFTCAP) * LOG2_E
     layout = (unit[2], unit[3], s[PAGE_TOKENS])
     count = locate(pages, layout, (start, min(start + TILE, stop)), strides, offsets)
@@ -308,11 +318,16 @@ def attend(address: int, chunk: int) -> None:
         num_ahead = locate(pages, layout, (hi, end), strides, ahead)
         tile = (lo, hi - lo, count, lo < highest_low or hi > lowest_high, is_few)
         for h in range(num_heads):
-            places = ((head + h) * a[KEY_DIM], (head + h) * a[VALUE_DIM])
-            fetch(keys, ahead[0], 0, end - hi, places[0], a[KEY_DIM])
-            fetch(values, ahead[1], 0, end - hi, places[1], a[VALUE_DIM])
+            places = ((head + h) * sizes[0], (head + h) * sizes[1])
+            fetch(a[KEYS], ahead[0], end - hi, places[0], sizes[0] * item, item)
+            fetch(a[VALUES], ahead[1], end - hi, places[1], sizes[1] * item, item)
             block = (queries[h], scores, state[h], sums[h], bounds)
-            attend_tile((keys, values, places[0], places[1]), offsets, block, tile, limit)
+            if form == WHOLE:
+                attend_tile((keys, values, places[0], places[1]), offsets, block, tile, limit)
+            else:
+                widen(form, a[KEYS], (offsets[0], places[0], count), keys)
+                widen(form, a[VALUES], (offsets[1], places[1], hi - lo), values)
+                attend_tile((keys, values, 0, 0), within, block, tile, limit)
         offsets, ahead = ahead, offsets
         count = num_ahead
     for h in range(num_heads):
@@ -350,17 +365,12 @@ def store(address: int, chunk: int) -> None:
     """Write the keys and values of some new rows to their slots; and zeros as results, where some row sees nothing."""
     a = carray(i64_at(address), NUM_LAYER)
     s = carray(i64_at(a[STEP]), NUM_STEP)
-    key_size, value_size = a[NUM_KV] * a[KEY_DIM], a[NUM_KV] * a[VALUE_DIM]
     slots = carray(i64_at(s[SLOTS]), s[NUM_ROWS])
-    key = carray(f32_at(a[KEY]), (s[NUM_ROWS], key_size))
-    value = carray(f32_at(a[VALUE]), (s[NUM_ROWS], value_size))
-    keys = carray(f32_at(a[KEYS]), (a[NUM_SLOTS], key_size))
-    values = carray(f32_at(a[VALUES]), (a[NUM_SLOTS], value_size))
+    key = carray(f32_at(a[KEY]), (s[NUM_ROWS], a[NUM_KV] * a[KEY_DIM]))
+    value = carray(f32_at(a[VALUE]), (s[NUM_ROWS], a[NUM_KV] * a[VALUE_DIM]))
     for row in range(chunk * STORE_ROWS, min((chunk + 1) * STORE_ROWS, s[NUM_ROWS])):
-        for d in range(key_size):
-            keys[slots[row], d] = key[row, d]
-        for d in range(value_size):
-            values[slots[row], d] = value[row, d]
+        write_row(a[FORMAT], a[KEYS], slots[row], (key[row], a[KEY_DIM]))
+        write_row(a[FORMAT], a[VALUES], slots[row], (value[row], a[VALUE_DIM]))
         if s[HAS_BLIND] != 0:
             out = carray(f32_at(a[OUT]), (s[NUM_ROWS], a[OUT_WIDTH]))
             for d in range(a[NUM_HEADS] * a[VALUE_DIM]):

@@ -21,10 +21,15 @@ from kea.attention.numba_advance import STEP as ADVANCE_STEP
 from kea.attention.numba_advance import WINDOW as ADVANCE_WINDOW
 from kea.attention.numba_units import Units
 from kea.attention.sharing import Int64, Segments
+from kea.attention.storage import row_width
+from kea.kernels.narrow import BYTES, HALF, WHOLE
 from kea.kernels.program import TEAM, Operation, Program
 
 F32 = NDArray[np.float32]
 PARTS = (("rows", kernels.STORE), ("units", kernels.ATTEND), ("merged", kernels.MERGE))
+
+FORMATS = {torch.float32: WHOLE, torch.float16: HALF, torch.int8: BYTES}
+"""The rows of a cache that the kernels read and write."""
 
 
 class WorkKey(NamedTuple):
@@ -218,13 +223,16 @@ def write_shape(a: Int64, spec: LayerSpec) -> None:
 def write_cache(a: Int64, spec: LayerSpec, cache: LayerCache) -> None:
     """Write where a layer's cache is. The kernels do not check their indices: one of another shape must not reach
     them."""
+    if cache.keys.dtype not in FORMATS or cache.values.dtype != cache.keys.dtype:
+        raise RuntimeError(
+            f"The layer's cache is {cache.keys.dtype}; the kernels are for {', '.join(map(str, FORMATS))}."
+        )
     found = (tuple(cache.keys.shape[1:]), tuple(cache.values.shape[1:]))
-    expected = ((spec.num_kv_heads, spec.key_dim), (spec.num_kv_heads, spec.value_dim))
+    widths = (row_width(cache.keys.dtype, dim) for dim in (spec.key_dim, spec.value_dim))
+    expected = tuple((spec.num_kv_heads, width) for width in widths)
     if found != expected:
         raise RuntimeError(f"The layer's cache holds heads of {found}, the layer's are {expected}.")
     if not (cache.keys.is_contiguous() and cache.values.is_contiguous()):
         raise RuntimeError("The layer's cache is not contiguous.")
-    if {cache.keys.dtype, cache.values.dtype} != {torch.float32}:
-        raise RuntimeError(f"The layer's cache is {cache.keys.dtype}, the kernels are for torch.float32.")
     a[kernels.KEYS], a[kernels.VALUES] = cache.keys.data_ptr(), cache.values.data_ptr()
-    a[kernels.NUM_SLOTS] = len(cache.keys)
+    a[kernels.NUM_SLOTS], a[kernels.FORMAT] = len(cache.keys), FORMATS[cache.keys.dtype]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from kea.attention.base import LayerCache, LayerSpec, Rotary, Run, SequencePlan, StepPlan, require_rotary
+from kea.attention.storage import pack, unpack
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +90,8 @@ class ReferencePlan:
         *,
         sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        cache.keys[self.plan.slots] = key.to(cache.keys.dtype)
-        cache.values[self.plan.slots] = value.to(cache.values.dtype)
+        cache.keys[self.plan.slots] = pack(key, cache.keys.dtype)
+        cache.values[self.plan.slots] = pack(value, cache.values.dtype)
         output = query.new_zeros(query.shape[0], spec.num_heads, spec.value_dim)
         for sequence in self.plan.sequences:
             for i in range(sequence.num_queries):
@@ -115,7 +116,8 @@ class ReferencePlan:
             if slots.numel():
                 angle = seen_from(run, position) - position
                 turned = rotate(require_rotary(spec), query.to(wide), angle) if angle else query.to(wide)
-                partials.append(attend_keys(spec, turned, cache.keys[slots].to(wide), cache.values[slots].to(wide)))
+                keys, values = (unpack(part[slots]).to(wide) for part in (cache.keys, cache.values))
+                partials.append(attend_keys(spec, turned, keys, values))
         if not partials:
             return query.new_zeros(spec.num_heads, spec.value_dim)
         if sinks is not None:

@@ -57,6 +57,7 @@ def create_transport(target: Target) -> Transport:
         max_model_len=engine.max_model_len,
         num_threads=engine.num_threads,
         quantize=engine.quantize,
+        kv_cache_dtype=engine.kv_cache_dtype,
     )
     check_machine(config)
     return EmbeddedTransport(lambda: _local_service(config, source.name))

@@ -15,6 +15,7 @@ import typer
 from kea.bench.load.integers import parse_bytes, parse_integer
 from kea.engine.config import DTYPES
 from kea.errors import InvalidRequest
+from kea.models.base import KV_CACHE_DTYPES
 from kea.program.output import OutputSettings, parse_output
 
 ENGINE, SERVER, SAMPLING = "Engine", "Server", "Sampling"
@@ -106,6 +107,14 @@ NumThreads = Annotated[int | None, _engine("Threads of the engine on a CPU; one 
 Quantize = Annotated[
     str | None, _engine("int8: weights in 8 bits, on a CPU. Faster, and no longer exactly the model.", metavar="NAME")
 ]
+KvCacheDtype = Annotated[
+    str,
+    _engine(
+        f"How keys and values are kept: {', '.join(KV_CACHE_DTYPES)}. On a CPU float16 takes half the memory, int8 a "
+        "quarter, and both are faster in long contexts and no longer exact; auto keeps them as they are.",
+        metavar="NAME",
+    ),
+]
 Revision = Annotated[str | None, _engine("Branch, tag or commit of a Hugging Face model.", metavar="NAME")]
 TpotObjectiveMs = Annotated[
     float | None,
@@ -183,6 +192,7 @@ class EngineOptions:
     max_model_len: MaxModelLen = None
     num_threads: NumThreads = None
     quantize: Quantize = None
+    kv_cache_dtype: KvCacheDtype = "auto"
 
 
 @dataclass(frozen=True, slots=True)

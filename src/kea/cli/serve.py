@@ -106,6 +106,7 @@ def serve(
     device: options.Device = "auto",
     num_threads: options.NumThreads = None,
     quantize: options.Quantize = None,
+    kv_cache_dtype: options.KvCacheDtype = "auto",
     revision: options.Revision = None,
     tpot_objective_ms: options.TpotObjectiveMs = None,
     max_burst_ms: options.MaxBurstMs = 25.0,
@@ -142,6 +143,7 @@ def serve(
         num_threads=num_threads,
         revision=revision,
         quantize=quantize,
+        kv_cache_dtype=kv_cache_dtype,
     )
     server = ServerConfig(
         host=host,

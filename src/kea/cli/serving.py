@@ -107,11 +107,11 @@ def _tell_ready(ready: Ready, info: EngineInfo, order: ServeOrder) -> None:
 
 
 def _write_notice(console: Console, ready: Ready, info: EngineInfo, config: ServerConfig) -> None:
-    num_tokens = info.num_pages * info.page_tokens
+    kept = f"{info.num_pages * info.page_tokens:,} tokens in {info.kv_cache_dtype}"
     console.print(f"[bold]kea {__version__}[/] serves [bold]{ready.model}[/] at [bold cyan]{ready.url}[/]")
     rows = (
         ("model", f"{_arithmetic(info)}, attention by {info.backend}, context {info.max_model_len:,} tokens"),
-        ("memory", f"keys and values of {num_tokens:,} tokens; up to {info.max_num_seqs:,} sequences in a step"),
+        ("memory", f"keys and values of {kept}; up to {info.max_num_seqs:,} sequences in a step"),
         ("decoding", _decoding(info)),
         ("sampling", _sampling(config.default_sampling)),
         ("keys", _keys(config)),

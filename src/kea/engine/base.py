@@ -44,6 +44,7 @@ class EngineInfo:
     max_num_seqs: int
     device: str
     dtype: str
+    kv_cache_dtype: str
     backend: str
     capabilities: Capabilities = field(default_factory=Capabilities)
     quantize: str | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kea.errors import InvalidRequest, check_range
-from kea.models.base import QUANTIZATIONS, ModelFacts
+from kea.models.base import KV_CACHE_DTYPES, QUANTIZATIONS, ModelFacts
 from kea.types import Speculation
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -37,6 +37,7 @@ class EngineConfig:
     `kv_memory_bytes`: budget of the page pool (None: a quarter of what is free, at most what the model can use).
     `max_model_len`: tokens of one context (None: the model's own). `max_num_batched_tokens`: tokens of one step.
     `num_threads`: of torch (None: the machine's cores). `quantize`: int8 rounds the weights (None: as they are).
+    `kv_cache_dtype`: float16 and int8 round keys and values, so that the budget buys more pages (auto: as they are).
     """
 
     model: str
@@ -52,10 +53,12 @@ class EngineConfig:
     num_threads: int | None = None
     revision: str | None = None
     quantize: str | None = None
+    kv_cache_dtype: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise InvalidRequest(f"dtype is {self.dtype!r}; allowed: {', '.join(DTYPES)}.", param="dtype")
+        for name, names in (("dtype", DTYPES), ("kv_cache_dtype", KV_CACHE_DTYPES)):
+            if getattr(self, name) not in names:
+                raise InvalidRequest(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(names)}.", param=name)
         if self.quantize not in (None, *QUANTIZATIONS):
             allowed = ", ".join(QUANTIZATIONS)
             raise InvalidRequest(

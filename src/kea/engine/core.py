@@ -96,6 +96,7 @@ class EngineCore:
             device=device,
             backend=config.backend,
             quantize=config.quantize,
+            kv_cache_dtype=config.kv_cache_dtype,
             revision=config.revision,
             max_len=config.max_model_len,
             progress=report,
@@ -119,6 +120,7 @@ class EngineCore:
             max_num_seqs=self._limits.max_num_seqs,
             device=facts.device,
             dtype=facts.dtype,
+            kv_cache_dtype=facts.kv_dtype,
             backend=facts.backend,
             capabilities=Capabilities(batch_invariant=facts.batch_invariant),
             quantize=facts.quantize,
@@ -227,12 +229,17 @@ class EngineCore:
             if item not in result.unsound:
                 self._batcher.complete(item)
         now = self._clock()
-        self._fail(result.unsound, EngineFault("The model computed numbers that are not finite."))
+        self._fail(result.unsound, EngineFault(self._unsound_text()))
         self._take_all(result, now)
         self._count(work, self._clock() - started)
         for item in work.items:
             if item.context.generation is None and item.context.num_pending <= 0:
                 self._batcher.wake(item.context)
+
+    def _unsound_text(self) -> str:
+        facts = self._model.facts
+        narrow = "" if facts.kv_dtype == facts.dtype else f", or too large for keys and values in {facts.kv_dtype}"
+        return f"The model computed numbers that are not finite{narrow}."
 
     def _draw(self, logits: torch.Tensor, draws: Sequence[tuple[WorkItem, int]]) -> DrawnRows:
         """Draw a token from each item's row of the logits; one whose constraint fails gets that error instead."""

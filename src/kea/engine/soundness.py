@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from kea.attention.base import LayerCache
+from kea.attention.storage import telling
 from kea.engine.draft import WorkItem
 from kea.engine.soundness_kernels import are_finite
 
@@ -38,10 +39,13 @@ class Soundness:
         if self._host is not None:
             if are_finite(*self._host, slots.numpy()):
                 return list
-            return lambda: _find([part.index_select(0, slots).flatten(1) for part in self._parts], items)
-        rows = [part.index_select(0, slots).flatten(1) for part in self._parts]
+            return lambda: _find(self._rows(slots), items)
+        rows = self._rows(slots)
         sums = torch.stack([part.sum(dtype=torch.float32) for part in rows])
         return lambda: [] if all(map(math.isfinite, sums.tolist())) else _find(rows, items)
+
+    def _rows(self, slots: torch.Tensor) -> list[torch.Tensor]:
+        return [telling(part.index_select(0, slots)).flatten(1) for part in self._parts]
 
 
 def _find(rows: Sequence[torch.Tensor], items: Sequence[WorkItem]) -> list[WorkItem]:

@@ -13,6 +13,12 @@ from kea.kernels.program import FAST_SUMS
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def inner(function: F) -> F:
+    """Compile a function that kernels call, as a part of them."""
+    part: F = numba.njit(nogil=True, fastmath=set(FAST_SUMS))(function)
+    return part
+
+
 def compiled(*, exact: bool = False) -> Callable[[F], F]:
     """Compile a kernel on its first call, for the types of that call, without the interpreter's lock.
 

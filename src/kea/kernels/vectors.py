@@ -350,20 +350,21 @@ def conceal(
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def fetch(_typing: Any, source: Any, offsets: Any, first: Any, count: Any, head: Any, size: Any) -> Any:
-    """Have `count` rows of `size` values brought into the second cache, from source[offsets[first]] + head on."""
+def fetch(_typing: Any, source: Any, offsets: Any, count: Any, head: Any, num_bytes: Any, item_bytes: Any) -> Any:
+    """Have `count` rows of `num_bytes` brought into the second cache, that begin at element offsets[i] + head from the
+    address `source` on."""
 
     def emit(e: Emitter, kinds: Any, values: Any) -> None:
         builder = e.builder
-        base, offset = e.pointer(values[0], kinds[0]), e.pointer(values[1], kinds[1])
-        first_v, count_v, head_v, size_v = values[2:]
-        line = LINE_BYTES // 4
+        offset = e.pointer(values[1], kinds[1])
+        base, count_v, head_v, bytes_v, item_v = (values[i] for i in (0, 2, 3, 4, 5))
         flags = [ir.Constant(I32, value) for value in (0, 2, 1)]
+        lines = builder.udiv(builder.add(bytes_v, e.number(LINE_BYTES - 1)), e.number(LINE_BYTES))
         with cgutils.for_range(builder, count_v) as loop:
-            row = e.at(base, e.scalar(e.at(offset, first_v, loop.index, element=I64), I64), head_v)
-            lines = builder.udiv(builder.add(size_v, e.number(line - 1)), e.number(line))
+            first = builder.add(e.scalar(e.at(offset, loop.index, element=I64), I64), head_v)
+            row = builder.add(base, builder.mul(first, item_v))
             with cgutils.for_range(builder, lines) as inner:
-                place = e.at(row, builder.mul(inner.index, e.number(line)))
-                e.call("llvm.prefetch.p0", ir.VoidType(), builder.bitcast(place, ir.IntType(8).as_pointer()), *flags)
+                place = builder.add(row, builder.mul(inner.index, e.number(LINE_BYTES)))
+                e.call("llvm.prefetch.p0", ir.VoidType(), builder.inttoptr(place, ir.PointerType()), *flags)
 
-    return _emitting((source, offsets, first, count, head, size), emit)
+    return _emitting((source, offsets, count, head, num_bytes, item_bytes), emit)

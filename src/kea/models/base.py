@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 
 
 QUANTIZATIONS = ("int8",)
+KV_CACHE_DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
     """What a loaded decoder is. `max_len`: the positions it may use, in tokens. `kv_token_bytes`: KV of one token.
 
+    `kv_dtype`: how KV are kept, see `kea.attention.storage`.
     `quantize`: what the weights were rounded to (None: they are the checkpoint's).
     """
 
@@ -33,6 +35,7 @@ class ModelFacts:
     num_parameters: int
     device: str
     dtype: str
+    kv_dtype: str
     backend: str
     batch_invariant: bool
     quantize: str | None = None

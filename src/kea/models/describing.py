@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from kea.errors import InvalidRequest, ModelLoadFailed, Unsupported
+from kea.models.base import KV_CACHE_DTYPES
 from kea.models.limits import read_limits
 from kea.models.source import read_config, resolve_source
 from kea.models.support import check_config
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+ROUNDED_KV_DTYPES = ("float16", "int8")
+"""What our own decoder can round the KV of fp32 arithmetic to."""
+
 HEADER_LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
 
@@ -80,6 +84,26 @@ def resolve_dtype(dtype: str, device: str, config: Any) -> str:
         raise InvalidRequest(f"dtype is {dtype!r}; it must be one of auto, {', '.join(ITEM_BYTES)}.", param="dtype")
     stored = str(getattr(config, "dtype", None) or "").removeprefix("torch.")
     return stored if device != "cpu" and stored in ITEM_BYTES else "float32"
+
+
+def resolve_kv_dtype(kv_cache_dtype: str, dtype: str, *, may_be_lean: bool) -> str:
+    """Return how KV are kept: auto is as the arithmetic has them. `may_be_lean`: our own decoder may run the model."""
+    if kv_cache_dtype not in KV_CACHE_DTYPES:
+        raise InvalidRequest(
+            f"kv_cache_dtype is {kv_cache_dtype!r}; it must be one of {', '.join(KV_CACHE_DTYPES)}.",
+            param="kv_cache_dtype",
+        )
+    if kv_cache_dtype in {"auto", dtype}:
+        return dtype
+    if may_be_lean and kv_cache_dtype in ROUNDED_KV_DTYPES:
+        return kv_cache_dtype
+    allowed = ("auto", dtype, *(ROUNDED_KV_DTYPES if may_be_lean else ()))
+    raise Unsupported(
+        f"kv_cache_dtype is {kv_cache_dtype!r}; with this device, backend and the arithmetic {dtype} it must be one of "
+        f"{', '.join(allowed)}.",
+        hint="Kea's own decoder alone rounds keys and values: on a CPU, in float32, with the backend auto.",
+        param="kv_cache_dtype",
+    )
 
 
 def _max_len(config: Any) -> int | None:

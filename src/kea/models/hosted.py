@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from kea.attention.base import AttentionBackend, LayerCache, PreparedPlan, StepPlan
+from kea.attention.storage import row_width
 from kea.errors import ContextLengthExceeded
 from kea.kernels.program import aligned_zeros
 from kea.models.base import ModelFacts, StepInput
@@ -84,14 +85,14 @@ class HostedDecoder:
 
 
 def allocate_cache(facts: ModelFacts, num_slots: int) -> tuple[LayerCache, ...]:
-    """Return a zeroed `LayerCache` of `num_slots` slots per layer, on the model's device and in its dtype.
+    """Return a zeroed `LayerCache` of `num_slots` slots per layer, on the model's device, kept as the facts say.
 
     On a CPU the system gives memory where it is first written, and in huge pages where it has them.
     """
+    dtype: torch.dtype = getattr(torch, facts.kv_dtype)
 
-    def zeros(num_kv_heads: int, width: int) -> torch.Tensor:
-        dtype: torch.dtype = getattr(torch, facts.dtype)
-        shape = (num_slots, num_kv_heads, width)
+    def zeros(num_kv_heads: int, head_dim: int) -> torch.Tensor:
+        shape = (num_slots, num_kv_heads, row_width(dtype, head_dim))
         if facts.device != "cpu":
             return torch.zeros(shape, dtype=dtype, device=facts.device)
         # torch writes its zeros: seconds for a pool of gigabytes, most of which may never be used

@@ -7,13 +7,14 @@ and transformers where used. Knows no requests.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kea.errors import InvalidRequest, ModelLoadFailed, Unsupported
 from kea.models.base import QUANTIZATIONS, DecoderModel, ModelFacts
-from kea.models.describing import model_name, resolve_dtype
+from kea.models.describing import model_name, resolve_dtype, resolve_kv_dtype
 from kea.models.limits import Limits, read_limits
 from kea.models.progress import ProgressCallback, reporting
 from kea.models.source import eos_ids, failing_as_load_error, read_config, resolve_source, try_read_generation_config
@@ -35,7 +36,8 @@ class Order:
     """One load: where from, in which arithmetic, with what bounds. `allow_pickle` also reads non-safetensors files.
 
     `may_be_lean`: our own decoder runs the model where it covers it; transformers' code otherwise. `may_capture`: small
-    steps are captured as CUDA graphs. `quantize`: what its matrices are rounded to, which only our decoder runs.
+    steps are captured as CUDA graphs. `quantize`: what its matrices are rounded to, `kv_dtype`: how KV are kept; what
+    is rounded only our decoder runs.
     """
 
     source: str
@@ -47,6 +49,7 @@ class Order:
     may_be_lean: bool
     may_capture: bool
     quantize: str | None
+    kv_dtype: torch.dtype
 
 
 def load_model(
@@ -56,6 +59,7 @@ def load_model(
     device: str = "cpu",
     backend: str = "auto",
     quantize: str | None = None,
+    kv_cache_dtype: str = "auto",
     revision: str | None = None,
     max_len: int | None = None,
     allow_pickle: bool = False,
@@ -68,9 +72,10 @@ def load_model(
     model's original length it selects the long factors for every context. `allow_pickle` also reads checkpoints that
     are not safetensors. `backend` auto and numba run covered models by our own decoder on a CPU in fp32; torch and
     reference keep to transformers' code. `quantize` int8 rounds every row of the matrices to 127 steps on each side
-    of zero: half to read, no longer exactly the checkpoint's model; the proof is of the rounded one. `graphs`: small
-    steps on a GPU are captured (see `CapturingDecoder`). Raises `ModelLoadFailed`, `Unsupported` with the reason, or
-    `InvalidRequest` for a parameter.
+    of zero: half to read, no longer exactly the checkpoint's model; the proof is of the rounded one. `kv_cache_dtype`
+    float16 or int8 rounds keys and values where they are kept; the proof is of the model that keeps them as they are,
+    and what rounding does to its logits must stay small. `graphs`: small steps on a GPU are captured (see
+    `CapturingDecoder`). Raises `ModelLoadFailed`, `Unsupported` with the reason, or `InvalidRequest` for a parameter.
     """
     import torch
 
@@ -83,9 +88,11 @@ def load_model(
     arithmetic: torch.dtype = getattr(torch, resolve_dtype(dtype, device, config))
     may_be_lean = backend in LEAN_BACKENDS and device == "cpu" and arithmetic == torch.float32
     _check_quantize(quantize, may_be_lean=may_be_lean)
+    kv = resolve_kv_dtype(kv_cache_dtype, str(arithmetic).removeprefix("torch."), may_be_lean=may_be_lean)
     may_capture = graphs and device.startswith("cuda") and attention.name == "triton"
     limits = read_limits(config, max_len)
-    order = Order(source, arithmetic, device, revision, limits, allow_pickle, may_be_lean, may_capture, quantize)
+    bounds = (revision, limits, allow_pickle, may_be_lean, may_capture)
+    order = Order(source, arithmetic, device, *bounds, quantize, kv_dtype=getattr(torch, kv))
     with reporting(progress) as report:
         model = _read_weights(order, config)
         report("check", 0, 1)
@@ -166,15 +173,10 @@ def _bind_and_prove(model: Any, attention: AttentionBackend, order: Order) -> De
         if order.limits.use_long_rope:  # the model's own frequencies are the short ones, for a text this short
             expected = eager_logits(model)
         facts = _facts(model, tuple(spec for _, spec in layers), attention, order)
-        lean = _try_lean(model, facts, expected, order.quantize) if order.may_be_lean else None
+        lean = _try_lean(model, facts, expected, order) if order.may_be_lean else None
         if lean is not None:
             return lean
-        if order.quantize is not None:
-            raise Unsupported(
-                f"quantize is {order.quantize!r}, which runs on Kea's own decoder; that does not cover {facts.family} "
-                "models of this config.",
-                param="quantize",
-            )
+        _check_hosted(facts, order)
         decoder = HostedDecoder(
             model,
             facts,
@@ -186,6 +188,18 @@ def _bind_and_prove(model: Any, attention: AttentionBackend, order: Order) -> De
     return _with_graphs(decoder, attention) if order.may_capture else decoder
 
 
+def _check_hosted(facts: ModelFacts, order: Order) -> None:
+    """Raise `Unsupported` where a load asks for what transformers' code does not do."""
+    rounded = {"quantize": order.quantize, "kv_cache_dtype": None if order.kv_dtype == order.dtype else facts.kv_dtype}
+    for param, value in rounded.items():
+        if value is not None:
+            raise Unsupported(
+                f"{param} is {value!r}, which runs on Kea's own decoder; that does not cover {facts.family} models of "
+                "this config.",
+                param=param,
+            )
+
+
 def _with_graphs(decoder: HostedDecoder, attention: AttentionBackend) -> DecoderModel:
     """Return the decoder with its small steps captured, where its attention can be."""
     from kea.attention.triton_gpu import TritonAttention
@@ -194,11 +208,14 @@ def _with_graphs(decoder: HostedDecoder, attention: AttentionBackend) -> Decoder
     return GraphedDecoder(decoder, attention, CudaRecorder()) if isinstance(attention, TritonAttention) else decoder
 
 
-def _try_lean(model: Any, facts: ModelFacts, expected: torch.Tensor, quantize: str | None) -> DecoderModel | None:
-    """Return our own decoder of a covered model, proven equal; None where it is not covered or not equal."""
+def _try_lean(model: Any, facts: ModelFacts, expected: torch.Tensor, order: Order) -> DecoderModel | None:
+    """Return our own decoder of a covered model, proven equal; None where it is not covered or not equal.
+
+    The proof is with KV as they are; a decoder that rounds them is the same one over another cache.
+    """
     from kea.attention import create_backend
     from kea.models.lean import LeanDecoder, fuse_weights, try_read_spec
-    from kea.models.probe import prove_equal
+    from kea.models.probe import check_rounding, prove_equal
     from kea.models.rotary import try_double_rotary
 
     spec = try_read_spec(model.config.get_text_config())
@@ -206,19 +223,24 @@ def _try_lean(model: Any, facts: ModelFacts, expected: torch.Tensor, quantize: s
     if spec is None or rotary is None:
         return None
     backend = create_backend("numba")
-    weights = fuse_weights(model, spec, quantize=quantize is not None)
-    decoder = LeanDecoder(spec, weights, replace(facts, backend=backend.name), backend, rotary=rotary.sets)
+    weights = fuse_weights(model, spec, quantize=order.quantize is not None)
+    facts = replace(facts, backend=backend.name)
+    exact = replace(facts, kv_dtype=facts.dtype, kv_token_bytes=_kv_token_bytes(facts.layers, order.dtype))
+    decoder = LeanDecoder(spec, weights, exact, backend, rotary=rotary.sets)
     try:
         prove_equal(decoder, expected)
     except ModelLoadFailed as error:
         logger.warning("The lean decoder does not run %s exactly, transformers' code runs it: %s", facts.name, error)
         return None
+    if facts == exact:
+        return decoder
+    decoder = LeanDecoder(spec, weights, facts, backend, rotary=rotary.sets)
+    check_rounding(decoder, expected)
     return decoder
 
 
 def _facts(model: Any, layers: tuple[LayerSpec, ...], attention: AttentionBackend, order: Order) -> ModelFacts:
     config = model.config.get_text_config()
-    kv_values = sum(spec.num_kv_heads * (spec.key_dim + spec.value_dim) for spec in layers)
     return ModelFacts(
         name=model_name(order.source),
         family=config.model_type,
@@ -226,11 +248,20 @@ def _facts(model: Any, layers: tuple[LayerSpec, ...], attention: AttentionBacken
         max_len=order.limits.max_len,
         layers=layers,
         eos_token_ids=eos_ids(try_read_generation_config(order.source, order.revision) or config),
-        kv_token_bytes=kv_values * order.dtype.itemsize,
+        kv_token_bytes=_kv_token_bytes(layers, order.kv_dtype),
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         device=order.device,
         dtype=str(order.dtype).removeprefix("torch."),
+        kv_dtype=str(order.kv_dtype).removeprefix("torch."),
         backend=attention.name,
         quantize=order.quantize,
         batch_invariant=False,  # the matrix products of torch are not, whatever the attention is
+    )
+
+
+def _kv_token_bytes(layers: Sequence[LayerSpec], dtype: torch.dtype) -> int:
+    from kea.attention.storage import head_bytes
+
+    return sum(
+        spec.num_kv_heads * (head_bytes(dtype, spec.key_dim) + head_bytes(dtype, spec.value_dim)) for spec in layers
     )

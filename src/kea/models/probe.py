@@ -95,10 +95,36 @@ def eager_logits(model: Any) -> torch.Tensor:
 
 
 def prove_equal(decoder: DecoderModel, expected: torch.Tensor) -> None:
-    """Compute the two texts of `eager_logits` through pages, chunked and mixed, and compare.
+    """Compute the two texts of `eager_logits` and compare.
 
     Raises `ModelLoadFailed` where the logits differ by more than the dtype's rounding.
     """
+    error = relative_error(decoder, expected)
+    allowed = MAX_ERROR.get(getattr(torch, decoder.facts.dtype), MAX_ERROR_HALF)
+    if not error <= allowed:
+        raise ModelLoadFailed(
+            f"{decoder.facts.family} computes other logits in flattened batches than alone: relative error "
+            f"{error:.2g}, allowed {allowed:g}.",
+            hint="It would not be served exactly, so it is not served.",
+            param="model",
+        )
+
+
+def check_rounding(decoder: DecoderModel, expected: torch.Tensor) -> None:
+    """Raise `Unsupported` where a decoder that rounds its KV computes far other logits than `eager_logits`: keys that
+    are too large for the type, say."""
+    error = relative_error(decoder, expected)
+    if not error <= MAX_ERROR_HALF:
+        raise Unsupported(
+            f"kv_cache_dtype is {decoder.facts.kv_dtype!r}, which {decoder.facts.name} does not bear: relative error "
+            f"of its logits {error:.2g}, allowed {MAX_ERROR_HALF:g}.",
+            hint="Keep its keys and values as they are: auto.",
+            param="kv_cache_dtype",
+        )
+
+
+def relative_error(decoder: DecoderModel, expected: torch.Tensor) -> float:
+    """Compute the two texts of `eager_logits` through pages, chunked and mixed; return how far the logits are off."""
     ids = probe_ids(decoder.facts.vocab_size, 2)
     cache = decoder.create_cache(8 * PAGE_TOKENS)
     tables = ((6, 0, 3), (1, 7, 2))
@@ -111,15 +137,7 @@ def prove_equal(decoder: DecoderModel, expected: torch.Tensor) -> None:
         parts[0].append(logits[:rows])
         parts[1].append(logits[rows:])
     ours = torch.stack([torch.cat(rows) for rows in parts])
-    error = ((ours - expected).abs().max() / (1.0 + expected.abs().max())).item()
-    allowed = MAX_ERROR.get(getattr(torch, decoder.facts.dtype), MAX_ERROR_HALF)
-    if not error <= allowed:
-        raise ModelLoadFailed(
-            f"{decoder.facts.family} computes other logits in flattened batches than alone: relative error "
-            f"{error:.2g}, allowed {allowed:g}.",
-            hint="It would not be served exactly, so it is not served.",
-            param="model",
-        )
+    return float((ours - expected).abs().max() / (1.0 + expected.abs().max()))
 
 
 def _step(ids: torch.Tensor, tables: tuple[tuple[int, ...], ...], spans: tuple[tuple[int, int], ...]) -> StepInput:

@@ -171,6 +171,60 @@ def test_where_int8_does_not_run_it_is_refused_by_name(
     assert caught.value.param == "quantize"
 
 
+@pytest.mark.parametrize("kind", ["float16", "int8"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "phi3", "qwen3"])
+def test_rounded_kv_run_as_transformers_over_kv_rounded_alike(name: str, kind: str, family_path: FamilyPath) -> None:
+    exact, hosted = load_model(family_path(name)), load_model(family_path(name), backend="reference")
+    lean = load_model(family_path(name), kv_cache_dtype=kind)
+    assert isinstance(lean, LeanDecoder)
+    assert lean.facts.kv_dtype == kind
+    assert isinstance(hosted, HostedDecoder)
+    hosted._facts = replace(hosted.facts, kv_dtype=kind)
+    texts = [random_text(length, length) for length in (60, 3)]
+    for max_chunk in (1, 100):
+        runs = (run_paged(model, texts, max_chunk=max_chunk) for model in (lean, hosted, exact))
+        ours, theirs, unrounded = (torch.cat(run) for run in runs)
+        assert (ours - theirs).abs().max() < 0.3 * (theirs - unrounded).abs().max()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error"),
+    [
+        ("llama", {"kv_cache_dtype": "fp8"}, InvalidRequest),
+        ("llama", {"kv_cache_dtype": "bfloat16"}, Unsupported),
+        ("llama", {"kv_cache_dtype": "float16", "backend": "torch"}, Unsupported),
+        ("llama", {"kv_cache_dtype": "int8", "backend": "reference"}, Unsupported),
+        ("llama", {"kv_cache_dtype": "float32", "dtype": "bfloat16"}, Unsupported),
+        ("llama", {"kv_cache_dtype": "int8", "dtype": "bfloat16"}, Unsupported),
+        ("gpt_neox", {"kv_cache_dtype": "int8"}, Unsupported),
+    ],
+)
+def test_where_kv_are_not_rounded_it_is_refused_by_name(
+    name: str, options: dict[str, Any], error: type[KeaError], family_path: FamilyPath
+) -> None:
+    with pytest.raises(error, match="kv_cache_dtype is") as caught:
+        load_model(family_path(name), **options)
+    assert caught.value.param == "kv_cache_dtype"
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "auto")])
+def test_kv_as_the_arithmetic_has_them_run_everywhere(dtype: str, kind: str, family_path: FamilyPath) -> None:
+    facts = load_model(family_path("gpt_neox"), dtype=dtype, kv_cache_dtype=kind).facts
+    assert facts.kv_dtype == facts.dtype == dtype
+
+
+def test_a_model_whose_keys_are_too_large_for_a_type_is_refused_with_it(tmp_path: Path) -> None:
+    model = build_model("llama")
+    for layer in model.model.layers:
+        layer.self_attn.k_proj.weight.data *= 1e7
+        layer.self_attn.q_proj.weight.data *= 1e-7
+    model.save_pretrained(tmp_path)
+    with pytest.raises(Unsupported, match=r"kv_cache_dtype is 'float16', which .* does not bear") as caught:
+        load_model(tmp_path, kv_cache_dtype="float16")
+    assert caught.value.param == "kv_cache_dtype"
+    assert load_model(tmp_path, kv_cache_dtype="int8").facts.kv_dtype == "int8"
+
+
 def test_a_model_that_the_table_gets_wrong_falls_back_with_a_warning(
     family_path: FamilyPath, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -36,16 +36,18 @@ class Driver:
         return self._core
 
     def load(
-        self, model: str, threads: int, kv_bytes: int, max_len: int, quantize: str | None = None, **_: Any
-    ) -> dict[str, Any]:
-        """Load the model with `kv_bytes` of pages; `quantize` as in `EngineConfig`."""
+        self, model: str, threads: int, kv_bytes: int, max_len: int, quantize: str | None = None,
+        *, kv_cache_dtype: str = "auto", **_: Any,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Load the model with `kv_bytes` of pages; `quantize` and `kv_cache_dtype` as in `EngineConfig`."""
         limits = {"num_threads": threads, "kv_memory_bytes": kv_bytes, "max_model_len": max_len}
-        fields: dict[str, Any] = {"model": model, "device": "cpu", **limits}
+        fields: dict[str, Any] = {"model": model, "device": "cpu", "kv_cache_dtype": kv_cache_dtype, **limits}
         if quantize is not None:
             fields["quantize"] = quantize
         self._core = EngineCore.load(EngineConfig(**fields))
         info = self._core.info
-        return {"version": f"kea {kea.__version__}", "note": f"arithmetic {info.dtype}, attention {info.backend}"}
+        note = f"arithmetic {info.dtype}, KV in {info.kv_cache_dtype}, attention {info.backend}"
+        return {"version": f"kea {kea.__version__}", "note": note}
 
     def prefill(self, prompt: list[int]) -> dict[str, Any]:
         """Time a prompt on an empty cache, to its first token."""
