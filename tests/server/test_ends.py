@@ -197,6 +197,40 @@ async def test_a_second_stop_ends_at_once() -> None:
         assert (await asking).status_code == 503
 
 
+@pytest.mark.parametrize(("grace_s", "num_stops"), [(0.0, 1), (0.1, 1), (60.0, 2)])
+async def test_streams_that_a_stop_cuts_are_told_and_log_nothing(
+    grace_s: float, num_stops: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = ServerConfig(port=0, shutdown_grace_s=grace_s)
+    async with serving(FakeEngine(scripted("a" * 100)), config) as running:
+        begun: list[str] = []
+
+        async def read_stream(path: str, body: dict[str, Any]) -> str:
+            lines: list[str] = []
+            async with running.http.stream("POST", path, json={**body, "stream": True}) as response:
+                async for line in response.aiter_lines():
+                    running.engine.hold()
+                    if not lines:
+                        begun.append(path)
+                    lines.append(line)
+            return "\n".join(lines)
+
+        asked = {
+            "/v1/completions": {"prompt": "x", "max_tokens": 100},
+            "/v1/chat/completions": {"messages": [{"role": "user", "content": "x"}], "max_tokens": 100},
+            "/v1/responses": {"input": "x", "max_output_tokens": 100},
+        }
+        reading = [asyncio.create_task(read_stream(path, body)) for path, body in asked.items()]
+        await until(lambda: len(begun) == len(asked))
+        for _ in range(num_stops):
+            running.server.stop()
+        completion, chat, _ = await asyncio.gather(*reading)
+        for text in (completion, chat):
+            assert "service_closing" in text
+            assert text.rstrip().endswith("data: [DONE]")
+    assert [record.getMessage() for record in caplog.records if record.levelname in {"WARNING", "ERROR"}] == []
+
+
 async def test_the_ready_notice_tells_where_it_is() -> None:
     engine, notices = FakeEngine(), list[Ready]()
     app = create_app(ServerConfig(port=0, model_names=("my-model", "alias")), engine, ChatTokenizer())

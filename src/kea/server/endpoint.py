@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kea.errors import InvalidRequest
+from kea.errors import InvalidRequest, ServiceClosing
 from kea.server.auth import OPEN_TENANT
 from kea.server.errors import Dialect, as_kea_error, error_response
 from kea.server.lifeline import Lifeline
@@ -105,14 +105,20 @@ class EndpointApp:
         except ClientDisconnect:
             gate.ending = "its client left"
         except Exception as error:
-            if gate.is_started:
+            if not gate.is_started:
+                await self._answer_error(error, scope, receive, gate)
+            elif isinstance(error, ServiceClosing):
+                gate.ending = "cut by the server's end"  # a stream has said so in its last event
+            else:
                 raise
-            kea_error = as_kea_error(error)
-            if kea_error is not error:
-                logger.exception("request %s failed", scope.get(REQUEST_ID_KEY))
-            await error_response(kea_error, self._endpoint.dialect)(scope, receive, gate)
         finally:
             self._log(scope, gate, time.monotonic() - began_s)
+
+    async def _answer_error(self, error: Exception, scope: Scope, receive: Receive, gate: SendGate) -> None:
+        kea_error = as_kea_error(error)
+        if kea_error is not error:
+            logger.error("request %s failed", scope.get(REQUEST_ID_KEY), exc_info=error)
+        await error_response(kea_error, self._endpoint.dialect)(scope, receive, gate)
 
     def _log(self, scope: Scope, gate: SendGate, seconds: float) -> None:
         """Tell how a request ended: the path by its pattern, so that nothing of the caller's stands in the log."""
