@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kea.kernels import panels
+from kea.kernels.arena import Arena
 from kea.kernels.panels import BYTE, FULL, HALF, LANES, VALUES
-from kea.kernels.program import Operation, aligned_zeros
+from kea.kernels.program import Operation
 from kea.kernels.tile_products import TILES_PRODUCTS
 from kea.kernels.tiles import TILE_DEPTH, TILE_ROWS, has_tiles, tile_config
 
@@ -69,8 +70,11 @@ class PanelMatrix:
         return wide * self.scales[indices, None] if self.kind == BYTE else wide
 
 
-def pack_matrix(weight: F32, *, quantize: bool = False) -> PanelMatrix:
-    """Pack W [N, K] of fp32: as bfloat16 where that loses nothing, as int8 with a scale per row where `quantize`."""
+def pack_matrix(weight: F32, *, quantize: bool = False, arena: Arena | None = None) -> PanelMatrix:
+    """Pack W [N, K] of fp32: as bfloat16 where that loses nothing, as int8 with a scale per row where `quantize`.
+
+    `arena`: where the panels are to lie; None: in one of their own.
+    """
     num_columns, depth = weight.shape
     scales = np.empty(0, np.float32)
     kind, values = FULL, weight
@@ -82,13 +86,13 @@ def pack_matrix(weight: F32, *, quantize: bool = False) -> PanelMatrix:
         values = np.rint(weight / scales[:num_columns, None]).astype(np.int8)
     elif not np.any(weight.view(np.uint32)[:64] & 0xFFFF) and not np.any(weight.view(np.uint32) & 0xFFFF):
         kind, values = HALF, (weight.view(np.uint32) >> 16).astype(np.uint16)
-    return PanelMatrix(_panels(values, kind), kind, num_columns, depth, scales)
+    return PanelMatrix(_panels(values, kind, arena or Arena()), kind, num_columns, depth, scales)
 
 
-def _panels(values: NDArray[Any], kind: int) -> NDArray[Any]:
+def _panels(values: NDArray[Any], kind: int, arena: Arena) -> NDArray[Any]:
     unit = VALUES[kind]
     num_columns, depth = values.shape
-    packed = aligned_zeros((padded(num_columns) // LANES, padded(depth, TILE_DEPTH) // unit, LANES, unit), values.dtype)
+    packed = arena.zeros((padded(num_columns) // LANES, padded(depth, TILE_DEPTH) // unit, LANES, unit), values.dtype)
     for panel in range(-(-num_columns // LANES)):
         part = values[panel * LANES : (panel + 1) * LANES]
         target = packed[panel, :, : len(part)].transpose(1, 0, 2)

@@ -5,7 +5,7 @@ Owns the names under which checkpoints hold their weights and the layout in whic
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kea.kernels.arena import Arena
 from kea.kernels.matrix import PanelMatrix, pack_matrix, padded
 from kea.models.lean.spec import DecoderSpec
 
 F32 = NDArray[np.float32]
 
 NO_BIAS: F32 = np.empty(0, np.float32)
+
+Stack = Callable[[Sequence[torch.Tensor]], PanelMatrix]
+"""Packs matrices, one below the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +72,21 @@ class DecoderWeights:
 
 def fuse_weights(model: Any, spec: DecoderSpec, *, quantize: bool = False) -> DecoderWeights:
     """Copy the weights of a transformers model in fp32 on the CPU into our layout; `quantize`: matrices as int8."""
+
+    def stacked(parts: Sequence[torch.Tensor]) -> PanelMatrix:
+        whole = torch.cat([part.detach() for part in parts]).contiguous().numpy()
+        return pack_matrix(whole, quantize=quantize, arena=arena)
+
+    arena = Arena()
     with torch.no_grad():
-        embedding = _stacked([model.get_input_embeddings().weight], quantize=quantize)
+        embedding = stacked([model.get_input_embeddings().weight])
         head = model.get_output_embeddings()
         tied = head.weight is model.get_input_embeddings().weight
         return DecoderWeights(
             embedding=embedding,
-            layers=tuple(_layer(layer, spec, quantize=quantize) for layer in model.model.layers),
+            layers=tuple(_layer(layer, spec, stacked) for layer in model.model.layers),
             final_norm=_norm(model.model.norm, spec),
-            head=Linear(embedding if tied else _stacked([head.weight], quantize=quantize), _bias([head])),
+            head=Linear(embedding if tied else stacked([head.weight]), _bias([head])),
         )
 
 
@@ -89,12 +99,7 @@ def round_weights(model: Any) -> None:
             weight.copy_(torch.from_numpy(packed.rows(np.arange(packed.num_columns))))
 
 
-def _stacked(parts: Sequence[torch.Tensor], *, quantize: bool) -> PanelMatrix:
-    """Pack matrices, one below the other."""
-    return pack_matrix(torch.cat([part.detach() for part in parts]).contiguous().numpy(), quantize=quantize)
-
-
-def _layer(layer: Any, spec: DecoderSpec, *, quantize: bool) -> LayerWeights:
+def _layer(layer: Any, spec: DecoderSpec, stacked: Stack) -> LayerWeights:
     attention, mlp, names = layer.self_attn, layer.mlp, spec.family.norms
 
     def norm_at(owner: Any, name: str | None) -> Norm | None:
@@ -102,7 +107,7 @@ def _layer(layer: Any, spec: DecoderSpec, *, quantize: bool) -> LayerWeights:
         return None if module is None else _norm(module, spec)
 
     def linear(owner: Any, *choices: tuple[str, ...]) -> Linear:
-        return _linear(owner, *choices, quantize=quantize)
+        return _linear(owner, *choices, stacked=stacked)
 
     return LayerWeights(
         qkv=linear(attention, ("qkv_proj",), ("q_proj", "k_proj", "v_proj")),
@@ -118,11 +123,11 @@ def _layer(layer: Any, spec: DecoderSpec, *, quantize: bool) -> LayerWeights:
     )
 
 
-def _linear(owner: Any, *choices: tuple[str, ...], quantize: bool) -> Linear:
+def _linear(owner: Any, *choices: tuple[str, ...], stacked: Stack) -> Linear:
     """Fuse the first set of projections that `owner` has."""
     names = next(names for names in choices if hasattr(owner, names[0]))
     modules = [getattr(owner, name) for name in names]
-    return Linear(_stacked([module.weight for module in modules], quantize=quantize), _bias(modules))
+    return Linear(stacked([module.weight for module in modules]), _bias(modules))
 
 
 def _bias(modules: Sequence[Any]) -> F32:
