@@ -169,4 +169,4 @@ def test_many_calls_are_all_read(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert run(main) == 0
     shown = capsys.readouterr().out
-    assert sum(line.startswith("louder ") and "CALL" in line for line in shown.splitlines()) == 300
+    assert sum(line.startswith("louder[") and "CALL" in line for line in shown.splitlines()) == 300

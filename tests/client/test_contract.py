@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -166,6 +167,36 @@ def test_map_and_gather(world: World) -> None:
             session.map(chat, ["kind", "rude"], ["q"])
 
 
+@pytest.mark.parametrize("wrong", ["ab", b"ab", {"a": 1}, 7, None])
+def test_a_map_runs_over_lists_alone(world: World, wrong: Any) -> None:
+    with world.session() as session:
+        with pytest.raises(InvalidRequest, match=r"map\(greet, \.\.\.\) is given .* it runs over a list"):
+            session.map(greet, wrong)
+        with pytest.raises(InvalidRequest, match=r"is given <kea\.Variable"):
+            session.map(greet, greet("x"))
+
+
+def test_a_failure_names_the_call_and_its_index_in_the_map(world: World) -> None:
+    with world.session() as session:
+        world.engine.fail_next(EngineFault("broken"), matches="hi 3")
+        texts = session.map(greet, range(5))
+        last = greet(greet(texts))
+        with pytest.raises(CallFailed, match=r"^call 'greet\[3\]' failed: broken"):
+            texts[3].get()
+        with pytest.raises(CallFailed, match=r"^call 'greet' did not run: .* failed in call 'greet\[3\]': broken"):
+            last.get()
+        assert texts[4].get() == "HI 4: "
+        states = [repr(variable) for variable in (session.variable(name="n"), texts[2], texts[3], texts[4])]
+        assert states == [
+            "<kea.Variable n, declared>",
+            "<kea.Variable text of greet[2], submitted>",
+            "<kea.Variable text of greet[3], call_failed>",
+            "<kea.Variable text of greet[4], ready>",
+        ]
+        with pytest.raises(InvalidRequest, match=r"argument 'who' of greet\[1\] is None"):
+            session.map(greet, ["a", None])
+
+
 def test_native_functions_of_the_operator(world: World) -> None:
     with world.session() as session:
         assert session.native("upper", text=greet("x"), suffix="?").get() == "HI X: ?"
@@ -185,7 +216,7 @@ def test_what_is_no_json_never_leaves(world: World, value: object) -> None:
         later = session.variable()
         with pytest.raises(InvalidRequest, match="lone surrogate"):
             later.set("\ud800")
-        with pytest.raises(InvalidRequest, match="variable inside"):
+        with pytest.raises(InvalidRequest, match=r"value is <kea\.Variable .* allowed are str"):
             session.variable(later)  # type: ignore[arg-type]
         assert session.native("kind", value=(1, [2])).get() == "list", "as it comes out of JSON"
 
@@ -234,6 +265,7 @@ def test_cancelling_one_call_and_all(world: World) -> None:
             one.get()
         with pytest.raises(CallFailed, match="did not run"):
             dependent.get()
+        assert session.cancel(one) == []
         assert session.cancel() == [other.call_id]
         with pytest.raises(Cancelled):
             other.get()
@@ -278,6 +310,12 @@ def test_a_closed_session_answers_at_once(world: World) -> None:
         pending.get()
     with pytest.raises(Cancelled):
         greet.submit(session, "y")
+    with pytest.raises(Cancelled):
+        greet(pending)
+    with world.session() as ended:
+        ended.close()
+        with pytest.raises(Cancelled, match="session was closed"):
+            greet("a text, if there were no session")
     with pytest.raises(Cancelled):
         session.status()
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import inspect
 from collections import deque
 from types import SimpleNamespace
@@ -30,10 +31,18 @@ def test_outside_a_session_a_call_renders_the_prompt() -> None:
     prompt = write("x", 3)
     assert isinstance(prompt, str)
     assert prompt == "Task: x (3)\n  indented: a, b\n{{text}}"
-    assert write(task=["x", ("y", [1.5])], tone=None, items="z") == "Task: x\ny\n1.5 (None)\n  indented: z\n{{text}}"
+    assert write(task=["x", ("y", [1.5])], tone=True, items="z") == "Task: x\ny\n1.5 (True)\n  indented: z\n{{text}}"
     assert write.render("x", "t") == write("x", "t")
     assert isinstance(prompt, kea.Rendered)
     assert prompt.messages is None
+
+
+def test_what_a_rendered_prompt_lacks_is_told() -> None:
+    with pytest.raises(AttributeError, match=r"no 'get': its function was called outside of a session.*with kea\.conn"):
+        write("x", 3).get()
+    with pytest.raises(AttributeError, match="'Rendered' object has no attribute 'nope'"):
+        write("x", 3).nope  # noqa: B018
+    assert copy.deepcopy(write("x", 3)) == write("x", 3)
 
 
 TEXTS = st.text(st.sampled_from("ab \n"), max_size=30).filter(str.strip)
@@ -201,18 +210,34 @@ def test_parts_join_texts_and_keep_variables() -> None:
     assert parts_of([], "-", "x") == ()
     assert parts_of("", "-", "x") == ()
     assert parts_of(["", variable, ""], "-", "x") == ("-", reference, "-")
-    assert parts_of({"k": [1]}, "-", "x") == ("{'k': [1]}",)
+
+
+@pytest.mark.parametrize("value", [None, {"a": 1}, object(), {1, 2}, b"bytes", 1j])
+def test_what_is_no_text_is_refused_with_function_input_type_and_what_is_allowed(value: object) -> None:
+    kind = type(value).__name__
+    wrong = rf"argument 'task' of write is .*\({kind}\); allowed are str, int, float, bool, kea\.Variable, and lists"
+    with pytest.raises(InvalidRequest, match="^" + wrong):
+        write(value, "calm")
+    with pytest.raises(InvalidRequest, match="^item 2 of " + wrong):
+        write(["a", ("b", value)], "calm")
+    with pytest.raises(InvalidRequest, match=rf"argument 'tone' of write is .*\({kind}\); allowed are str, int, float"):
+        write("a", value)
+
+
+def test_a_plain_parameter_takes_no_list() -> None:
+    with pytest.raises(InvalidRequest, match=r"'tone' of write is \['a'\] \(list\).* annotated kea\.Input takes"):
+        write("a", ["a"])
 
 
 def test_a_variable_never_becomes_its_name() -> None:
     variable = fake_variable()
     held = SimpleNamespace(variable=variable)
     for value in ({"k": variable}, {variable}, {"k": [(variable,)]}, {1: variable}.values(), deque([variable]), held):
-        with pytest.raises(InvalidRequest, match="has a variable inside"):
+        with pytest.raises(InvalidRequest, match="a variable in it can only stand alone or in lists"):
             parts_of(value, "-", "x")
     with pytest.raises(InvalidRequest, match="cannot be formatted"):
         f"{variable}"
-    assert repr(variable) == "<kea.Variable name>"
+    assert repr(variable) == "<kea.Variable name, declared>"
 
 
 @pytest.mark.parametrize("value", [(item for item in "ab"), map(str, [1]), iter([1])])

@@ -46,7 +46,7 @@ async def test_an_error_reaches_every_dependent_variable_with_its_first_cause() 
         assert isinstance(last, CallFailed)
         assert isinstance(first.__cause__, EngineFault)
         assert last.__cause__ is first.__cause__
-        assert "'c4999' did not run: its input 'v4999' failed: out of order" in str(last)
+        assert "'c4999' did not run: its input 'v4999' failed in call 'c0': out of order" in str(last)
         assert await some.get(session, "other") == "FREE"
         assert states(some, session)["c4999"] == "failed"
         await settle(some)

@@ -53,6 +53,10 @@ class SemanticFunction:
         """Call it in this session, whatever the current one is: on another thread, for example."""
         return self._submit(session, self._bind(args, kwargs))
 
+    def call_at(self, session: Session, idx: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Call it as the item `idx` of a map: `find[3]` is what its call is called then, in errors and timelines."""
+        return self._submit(session, self._bind(args, dict(kwargs)), f"{self.name}[{idx}]")
+
     def render(self, *args: Any, **kwargs: Any) -> Rendered:
         """Return the prompt as text, without a model, also within a session."""
         return self._render(self._bind(args, kwargs))
@@ -70,14 +74,17 @@ class SemanticFunction:
         except TypeError as error:
             raise TypeError(f"{self.name}{self.parameters.signature}: {error}") from None
 
-    def _submit(self, session: Session, arguments: Mapping[str, Any]) -> Any:
+    def _submit(self, session: Session, arguments: Mapping[str, Any], call_name: str | None = None) -> Any:
+        call_name = call_name or self.name
         targets = {name: self._target(name, arguments[name]) for name in self.outputs}
         session.check_owned(variables_in(arguments.values()))
         ids = {name: session.create_id() if target is None else target.id for name, target in targets.items()}
         call = CallSpec(
             id=session.create_id(),
-            name=self.name,
-            inputs=tuple(InputParameter(name, self._parts(name, arguments[name])) for name in self.parameters.inputs),
+            name=call_name,
+            inputs=tuple(
+                InputParameter(name, self._parts(name, arguments[name], call_name)) for name in self.parameters.inputs
+            ),
             outputs=tuple(OutputParameter(name, ids[name], self.outputs[name]) for name in self.outputs),
             template=self.source if isinstance(self.source, str) else None,
             messages=None if isinstance(self.source, str) else self.source,
@@ -94,9 +101,9 @@ class SemanticFunction:
             param=name,
         )
 
-    def _parts(self, name: str, value: object) -> tuple[Part, ...]:
+    def _parts(self, name: str, value: object, call_name: str) -> tuple[Part, ...]:
         annotation = self.parameters.inputs[name]
-        where = f"argument {name!r} of {self.name}"
+        where = f"argument {name!r} of {call_name}"
         if isinstance(annotation, Input):
             return parts_of(value, annotation.separator, where)
         if isinstance(value, Variable):
@@ -114,7 +121,7 @@ class SemanticFunction:
         given = [item for name in self.parameters.inputs for item in variables_in([arguments[name]])]
         if given:
             raise InvalidRequest(f"{self.name} cannot be rendered: the text of {given[0]!r} may not be written yet.")
-        parts = {name: self._parts(name, arguments[name]) for name in self.parameters.inputs}
+        parts = {name: self._parts(name, arguments[name], self.name) for name in self.parameters.inputs}
         return render(self.source, {name: "".join(map(str, items)) for name, items in parts.items()})
 
     def _check_template(self) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from kea.program.template import PLACEHOLDER, Message
+
+OF_VARIABLES = frozenset({"get", "aget", "stream", "astream", "set", "aset", "cancel", "acancel"})
 
 
 class Rendered(str):
@@ -16,6 +19,15 @@ class Rendered(str):
         rendered = super().__new__(cls, text)
         rendered.messages = messages
         return rendered
+
+    def __getattr__(self, name: str) -> Any:
+        if name in OF_VARIABLES:
+            raise AttributeError(
+                f"the prompt as text has no {name!r}: its function was called outside of a session. Call it within "
+                "`with kea.connect() as session:`, or on another thread by function.submit(session, ...), and it "
+                "returns a variable."
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
 def render(source: str | Sequence[Message], values: Mapping[str, str]) -> Rendered:

@@ -20,6 +20,7 @@ from kea.client.values import json_of, text_of
 from kea.client.variable import Variable
 from kea.errors import Cancelled, InvalidRequest, KeaError
 from kea.program.call import AnyCall, NativeCallSpec, NativeInput, NativeOutput, VariableRef, VariableSpec
+from kea.program.fields import shorten
 from kea.program.status import CallRow, SessionStatus
 
 if TYPE_CHECKING:
@@ -126,9 +127,11 @@ class Session:
     def map(self, function: SemanticFunction, *lists: Iterable[Any], **common: Any) -> list[Any]:
         """Call a function once per item (or per row of several lists, which must be as long as each other).
 
-        `common` are keyword arguments of every call. Returns what the calls return, in order.
+        `common` are keyword arguments of every call. Returns what the calls return, in order; the call of item 3 is
+        called `find[3]` in errors and timelines. Raises `InvalidRequest` for what is no list, before any call is made.
         """
-        return [function.submit(self, *items, **common) for items in zip(*lists, strict=True)]
+        rows = list(zip(*(_items(items, function.name) for items in lists), strict=True))
+        return [function.call_at(self, idx, row, common) for idx, row in enumerate(rows)]
 
     def native(self, function: str, /, *, outputs: Sequence[str] = ("result",), **inputs: Any) -> Any:
         """Call a function that the operator registered; inputs are variables or JSON values.
@@ -147,11 +150,14 @@ class Session:
         written = self.submit(NativeCallSpec(self.create_id(), function, function, arguments, tuple(targets)))
         return written[0] if len(written) == 1 else written
 
-    def cancel(self, variables: Iterable[Variable] | None = None) -> list[str]:
-        """Cancel the calls that write these variables, or all calls; return the ids of those that still ran."""
+    def cancel(self, variables: Variable | Iterable[Variable] | None = None) -> list[str]:
+        """Cancel the calls that write these variables (or this one), or all calls; return the ids of those that ran.
+
+        What reads their outputs fails with `CallFailed`, whose cause is the `Cancelled` that their own readers get.
+        """
         return self.loop.run(self._cancel(variables))
 
-    async def acancel(self, variables: Iterable[Variable] | None = None) -> list[str]:
+    async def acancel(self, variables: Variable | Iterable[Variable] | None = None) -> list[str]:
         """Await `cancel`."""
         return await self.loop.arun(self._cancel(variables))
 
@@ -214,10 +220,10 @@ class Session:
                 if not stream.is_running:  # one that runs is told by the service
                     await stream.close()
 
-    async def _cancel(self, variables: Iterable[Variable] | None) -> list[str]:
+    async def _cancel(self, variables: Variable | Iterable[Variable] | None) -> list[str]:
         call_ids = None
         if variables is not None:
-            chosen = list(variables)
+            chosen = [variables] if isinstance(variables, Variable) else list(variables)
             self.check_owned(chosen)
             call_ids = [variable.call_id for variable in chosen if variable.call_id is not None]
         await self._require_outbox().settle()
@@ -231,8 +237,8 @@ class Session:
         self, call: AnyCall, target: Variable | None, variable_id: str, name: str, batch: Batch
     ) -> Variable:
         if target is None:
-            return Variable(self, variable_id, name, batch, call.id)
-        target.become_output(call.id, batch)
+            return Variable(self, variable_id, name, batch, call)
+        target.become_output(call, batch)
         return target
 
     def _enter(self) -> None:
@@ -261,6 +267,18 @@ def choose_session(variables: Iterator[Variable]) -> Session | None:
         variable = next(variables, None)
         session = None if variable is None else variable.session
     return session
+
+
+def _items(items: object, function: str) -> Iterable[Any]:
+    """Return what a map runs over. Raises `InvalidRequest` for one text, a mapping, or what has no items."""
+    if isinstance(items, Iterable) and not isinstance(items, str | bytes | Mapping | Variable):
+        return items
+    raise InvalidRequest(
+        f"map({function}, ...) is given {shorten(items)} ({type(items).__name__}); it runs over a list, or any other "
+        "iterable but a text or a dict.",
+        hint="Put a single item into a list: [item].",
+        param="lists",
+    )
 
 
 @contextmanager

@@ -6,22 +6,29 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from kea.client.variable import REPR_MARK, Variable
+from kea.client.variable import Variable
 from kea.errors import InvalidRequest
 from kea.program.call import Part, VariableRef
-from kea.program.fields import check_unicode
+from kea.program.fields import check_unicode, shorten
+
+ALLOWED = "str, int, float and bool"
+ALLOWED_IN_LISTS = "str, int, float, bool, kea.Variable, and lists or tuples of these"
 
 
 def parts_of(value: object, separator: str, where: str) -> tuple[Part, ...]:
-    """Return the parts of a value: a variable, lists and tuples of values joined with `separator`, else its `str()`."""
+    """Return the parts of a value: a variable, a text, a number, or lists and tuples of them, joined with `separator`.
+
+    Raises `InvalidRequest` for any other value, also inside of lists.
+    """
     parts: list[Part] = []
+    is_list = isinstance(value, list | tuple)
     for idx, item in enumerate(flatten(value)):
         if idx:
             _append(parts, separator)
         if isinstance(item, Variable):
             parts.append(VariableRef(item.id))
         else:
-            _append(parts, text_of(item, where))
+            _append(parts, text_of(item, f"item {idx} of {where}" if is_list else where, allowed=ALLOWED_IN_LISTS))
     return tuple(parts)
 
 
@@ -34,23 +41,27 @@ def flatten(value: object) -> Iterator[object]:
         yield value
 
 
-def text_of(value: object, where: str) -> str:
-    """Return `str(value)`. Raises `InvalidRequest` where that would write an object's name instead of its text."""
+def text_of(value: object, where: str, *, allowed: str = ALLOWED) -> str:
+    """Return a text as it is, and a number or a truth value as Python writes it. Raises `InvalidRequest` otherwise:
+    what `str()` makes of any other object is rarely what a prompt should say.
+    """
+    if isinstance(value, str | int | float):  # bool is an int
+        text = str(value)
+        check_unicode(text, where)
+        return text
+    raise InvalidRequest(
+        f"{where} is {shorten(value)} ({type(value).__name__}); allowed are {allowed}.", hint=_hint(value), param=where
+    )
+
+
+def _hint(value: object) -> str | None:
+    if value is None:
+        return "Give an empty text where there is nothing to say."
+    if isinstance(value, Variable | list | tuple):
+        return "A parameter that is annotated kea.Input takes variables and lists."
     if isinstance(value, Iterator):
-        raise InvalidRequest(
-            f"{where} is a {type(value).__name__}, which has no text before it is run through.",
-            hint="Pass list(...) of it.",
-            param=where,
-        )
-    text = str(value)
-    if not isinstance(value, str) and REPR_MARK in text:
-        raise InvalidRequest(
-            f"{where} has a variable inside {type(value).__name__}, where its text cannot be filled in.",
-            hint="Pass variables to a parameter annotated kea.Input, alone or in lists.",
-            param=where,
-        )
-    check_unicode(text, where)
-    return text
+        return "Pass list(...) of it."
+    return "Write it as text first, json.dumps(...) for example; a variable in it can only stand alone or in lists."
 
 
 def json_of(value: object, where: str) -> Any:

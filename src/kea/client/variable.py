@@ -10,17 +10,17 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from kea.client.pieces import Pieces
-from kea.errors import Cancelled, DeadlineExceeded, InvalidRequest, check_range
+from kea.errors import Cancelled, DeadlineExceeded, InvalidRequest, KeaError, check_range
 from kea.program.fields import check_unicode
 from kea.types import Criteria
 
 if TYPE_CHECKING:
     from kea.client.outbox import Batch
     from kea.client.session import Session
+    from kea.program.call import AnyCall
 
 ANSWER_S = 2.0
 """What a service may take to say that a deadline passed."""
-REPR_MARK = "<kea.Variable "
 
 
 class Variable:
@@ -30,15 +30,19 @@ class Variable:
     form that waits and one to be awaited (`get` and `aget`). A value that was read once stays readable.
     """
 
-    __slots__ = ("_batch", "_value", "call_id", "id", "name", "session")
+    __slots__ = ("_batch", "_call_name", "_state", "_value", "call_id", "id", "name", "session")
 
-    def __init__(self, session: Session, variable_id: str, name: str, batch: Batch, call_id: str | None = None) -> None:
+    def __init__(
+        self, session: Session, variable_id: str, name: str, batch: Batch, call: AnyCall | None = None
+    ) -> None:
         self.session = session
         self.id = variable_id
         self.name = name
-        self.call_id = call_id
+        self.call_id = None if call is None else call.id
+        self._call_name = None if call is None else call.name
         self._batch = batch
         self._value: str | None = None
+        self._state = "declared" if call is None else "submitted"
 
     def get(self, criteria: Criteria | None = None, deadline_s: float | None = None) -> str:
         """Return the value once it is there.
@@ -91,9 +95,10 @@ class Variable:
         """Await `cancel`."""
         await self.session.acancel([self])
 
-    def become_output(self, call_id: str, batch: Batch) -> None:
+    def become_output(self, call: AnyCall, batch: Batch) -> None:
         """Let a call write this variable, which was declared before."""
-        self.call_id, self._batch = call_id, batch
+        self.call_id, self._call_name, self._batch = call.id, call.name, batch
+        self._state = "submitted"
 
     def begin_read(self, criteria: Criteria | None, deadline_s: float | None) -> Future[str]:
         """Start `get` on the connection's loop; return its future."""
@@ -133,12 +138,20 @@ class Variable:
         await channel.set(self.id, value)
 
     async def _read(self, criteria: Criteria | None, deadline_s: float | None) -> str:
-        channel = await self.session.reach(self._batch, self.id)
-        self._value = await channel.get(self.id, criteria, deadline_s)
+        try:
+            channel = await self.session.reach(self._batch, self.id)
+            self._value = await channel.get(self.id, criteria, deadline_s)
+        except KeaError as error:
+            if not (error.retryable or isinstance(error, DeadlineExceeded)):
+                self._state = error.code
+            raise
+        self._state = "ready"
         return self._value
 
     def __repr__(self) -> str:
-        return f"{REPR_MARK}{self.name or self.id}>"
+        """Tell the name, the call that writes it, and what was seen of it: this asks no server."""
+        origin = "" if self._call_name is None else f" of {self._call_name}"
+        return f"<kea.Variable {self.name or self.id}{origin}, {self._state}>"
 
     def __format__(self, spec: str) -> str:
         """Refuse: inside an f-string the text of a variable is not there yet."""

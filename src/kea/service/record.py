@@ -19,7 +19,10 @@ class WrittenOutput:
 
 
 class CallRecord:
-    """Made when a call is accepted, kept for the timeline as long as its session. Times are the service's clock."""
+    """Made when a call is accepted, kept for the timeline as long as its session. Times are the service's clock.
+
+    `origin`: the name of the call whose failure would be told to readers, another one where an input failed.
+    """
 
     __slots__ = (
         "ended_s",
@@ -28,6 +31,7 @@ class CallRecord:
         "num_attempts",
         "num_missing",
         "order",
+        "origin",
         "ready_s",
         "seeds",
         "session_id",
@@ -45,6 +49,7 @@ class CallRecord:
         self.session_id = session_id
         self.tenant = tenant
         self.order = order
+        self.origin = spec.name
         self.state = CallState.BLOCKED
         self.num_missing = 0
         self.submitted_s = now_s

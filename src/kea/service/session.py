@@ -310,7 +310,7 @@ class Session:
         if record.has_ended:
             return
         if failed is not None:
-            error = _failed_input(record, failed)
+            error = self._failed_input(record, failed)
             self._stop(record, CallState.FAILED, error)
             self._fail_variables(record.spec.writes, error)
             return
@@ -359,9 +359,24 @@ class Session:
             variable.fail(error)
             for record in [self.records[call_id] for call_id in self.graph.consumers_of(variable_id)]:
                 if record.state is CallState.BLOCKED:
-                    missing_input = _failed_input(record, variable)
+                    missing_input = self._failed_input(record, variable)
                     self._stop(record, CallState.FAILED, missing_input)
                     work.extend((item, missing_input) for item in record.spec.writes)
+
+    def _failed_input(self, record: CallRecord, variable: SemanticVariable) -> CallFailed:
+        """The error of a call that cannot run. Its cause is the first one: such chains do not grow with the graph."""
+        cause = variable.error
+        if isinstance(cause, CallFailed) and isinstance(cause.__cause__, KeaError):
+            cause = cause.__cause__
+        producer = self.graph.producer_of(variable.id)
+        origin = "" if producer is None else self.records[producer].origin
+        record.origin = origin or record.origin
+        within = f" in call {origin!r}" if origin else ""
+        error = CallFailed(
+            f"call {record.spec.name!r} did not run: its input {variable.name or variable.id!r} failed{within}: {cause}"
+        )
+        error.__cause__ = cause
+        return error
 
 
 def _check_room(what: str, where: str, wanted: int, most: int) -> None:
@@ -371,15 +386,3 @@ def _check_room(what: str, where: str, wanted: int, most: int) -> None:
             hint="Wait for some to end, or use another session.",
             param="calls",
         )
-
-
-def _failed_input(record: CallRecord, variable: SemanticVariable) -> CallFailed:
-    """The error of a call that cannot run. Its cause is the first one: chains of causes do not grow with the graph."""
-    cause = variable.error
-    if isinstance(cause, CallFailed) and isinstance(cause.__cause__, KeaError):
-        cause = cause.__cause__
-    error = CallFailed(
-        f"call {record.spec.name!r} did not run: its input {variable.name or variable.id!r} failed: {cause}"
-    )
-    error.__cause__ = cause
-    return error
