@@ -19,6 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (FRONT_DOOR,),
     ("bench",),
     ("cli",),
+    ("__main__",),  # python -m kea
 )
 
 TENSORS = frozenset({"torch", "transformers", "triton", "numba"})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,12 +13,19 @@ import pytest
 
 from kea import __version__
 from kea.errors import InvalidRequest
-from tests.cli.support import kea, start
+from tests.cli.support import TIMEOUT_S, environment, kea, start
 
 
 def test_the_version() -> None:
     result = kea("--version")
     assert (result.returncode, result.stdout) == (0, f"kea {__version__}\n")
+
+
+def test_the_package_is_the_command() -> None:
+    command = [sys.executable, "-m", "kea", "models", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=TIMEOUT_S, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "Usage: kea models" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -60,14 +60,6 @@ async def test_a_key_has_a_number_of_requests_at_once() -> None:
         await create(model="fake", prompt="x")
 
 
-async def test_prompts_have_a_length() -> None:
-    async with serving(config=ServerConfig(port=0, limits=Limits(max_prompt_tokens=10))) as running:
-        await running.openai.completions.create(model="fake", prompt="123456789")
-        with pytest.raises(openai.BadRequestError, match="at most 10") as caught:
-            await running.openai.completions.create(model="fake", prompt="1234567890")
-        assert caught.value.param == "prompt"
-
-
 ASKED = {"role": "user", "content": "x"}
 CALLED = {"id": "a", "type": "function", "function": {"name": "f", "arguments": json.dumps({"text": LONG})}}
 TOOL = {"type": "function", "function": {"name": "f", "description": LONG}}

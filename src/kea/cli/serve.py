@@ -78,6 +78,13 @@ def serve(
             metavar="HOST",
         ),
     ] = None,
+    ssl_certfile: Annotated[
+        str | None, _server("A PEM file with the certificate and its chain: the server speaks HTTPS.", metavar="FILE")
+    ] = None,
+    ssl_keyfile: Annotated[
+        str | None,
+        _server("A PEM file with the certificate's private key; in its own file by default.", metavar="FILE"),
+    ] = None,
     max_body_bytes: Annotated[str, _server("Largest body of a request.", metavar="SIZE")] = "32MiB",
     max_requests_per_key: Annotated[int, _server("Most requests of one key at once.", metavar="COUNT")] = 4096,
     max_sessions_per_key: Annotated[int, _server("Most open sessions of one key.", metavar="COUNT")] = 1000,
@@ -158,7 +165,7 @@ def serve(
         tool_call_parser=tool_call_parser,
         reasoning_parser=reasoning_parser,
         shutdown_grace_s=shutdown_grace_s,
-        web=WebConfig(tuple(allowed_origins or ()), tuple(host.lower() for host in allowed_hosts or ())),
+        web=_web(allowed_origins, allowed_hosts, ssl_certfile, ssl_keyfile),
     )
     service = ServiceConfig(
         max_sessions_per_tenant=max_sessions_per_key,
@@ -186,6 +193,13 @@ def _decoding(tpot_objective_ms: float | None, max_burst_ms: float, speculation:
         max_burst_s=max_burst_ms / 1e3,
         speculation=speculation,
     )
+
+
+def _web(
+    origins: list[str] | None, hosts: list[str] | None, ssl_certfile: str | None, ssl_keyfile: str | None
+) -> WebConfig:
+    names = tuple(host.lower() for host in hosts or ())
+    return WebConfig(tuple(origins or ()), names, ssl_certfile, ssl_keyfile)
 
 
 def _read_functions(path: Path | None) -> dict[str, NativeFunction]:

@@ -54,9 +54,10 @@ async def serve_until_stopped(order: ServeOrder) -> None:
     from kea.cluster import start_engine
     from kea.models import Tokenizer
     from kea.server.app import create_app
-    from kea.server.run import Server, open_socket
+    from kea.server.run import Server, check_certificate, open_socket
     from kea.service import Service
 
+    check_certificate(order.server.web)
     open_socket(order.server).close()  # an address that cannot be had is told now, not after the model was loaded
     model, revision = order.engine.model, order.engine.revision
     with LoadingView(f"Loading {order.server.model_names[0]}") as view:

@@ -97,7 +97,6 @@ def _serve_model(config: ServerConfig, engine: Engine, tokenizer: Tokenizer) -> 
         created_s=int(time.time()),
         output_format=replace(output_format, hidden=frozenset(mark for mark in marks if _is_hidden(tokenizer, mark))),
         reads=facts.reads,
-        max_prompt_tokens=config.limits.max_prompt_tokens,
     )
 
 

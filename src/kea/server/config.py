@@ -40,13 +40,11 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request, and one key, may ask for; sessions and their calls have theirs in `kea.service`.
-
-    `max_prompt_tokens`: None leaves the model's length as the limit.
+    """What one request, and one key, may ask for; sessions and their calls have theirs in `kea.service`, prompts the
+    model's length.
     """
 
     max_body_bytes: int = 32 * 1024 * 1024
-    max_prompt_tokens: int | None = None
     max_prompts: int = 1024
     max_choices: int = 128
     max_stop_strings: int = 64
@@ -56,9 +54,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
-            value = getattr(self, name)
-            if value is not None:
-                check_range(name, value, 1)
+            check_range(name, getattr(self, name), 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +63,22 @@ class WebConfig:
 
     `allowed_origins`: web pages whose scripts may ask this server ("*": all). `allowed_hosts`: names under which it may
     be asked, besides the address that it listens on and those of this machine ("*": any); where there are none, only a
-    server without keys that listens on this machine alone looks at the name.
+    server without keys that listens on this machine alone looks at the name. `ssl_certfile`, `ssl_keyfile`: PEM files
+    with the certificate and its chain, and with its private key (None: it stands in the certificate's file); without a
+    certificate the server speaks plain HTTP.
     """
 
     allowed_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
 
     def __post_init__(self) -> None:
+        if self.ssl_keyfile is not None and self.ssl_certfile is None:
+            raise InvalidRequest(
+                f"ssl_keyfile is {self.ssl_keyfile!r} without ssl_certfile; a key needs its certificate.",
+                param="ssl_keyfile",
+            )
         for origin in self.allowed_origins:
             check_origin(origin)
         for host in self.allowed_hosts:

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from kea.errors import InvalidRequest
-from kea.server.config import ServerConfig
+from kea.server.config import ServerConfig, WebConfig
 from kea.server.state import AppState
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class Server:
     request was answered.
 
     The first of them lets running requests end within the configured grace, the second ends them at once. `run` raises
-    `InvalidRequest` where the address cannot be had.
+    `InvalidRequest` where the address cannot be had, or the certificate.
     """
 
     def __init__(self, app: Starlette, on_ready: OnReady | None = None, *, handles_signals: bool = True) -> None:
@@ -66,6 +67,8 @@ class Server:
                 access_log=False,
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE_S,
+                ssl_certfile=config.web.ssl_certfile,
+                ssl_keyfile=config.web.ssl_keyfile,
                 timeout_graceful_shutdown=int(config.shutdown_grace_s) + LAST_WORDS_S,
                 backlog=BACKLOG,
             ),
@@ -76,6 +79,7 @@ class Server:
     async def run(self) -> None:
         """Serve until stopped."""
         config = self._state.config
+        check_certificate(config.web)
         with open_socket(config) as listener:
             self._listener = listener
             with self._uvicorn.signals() if self._handles_signals else contextlib.nullcontext():
@@ -88,7 +92,8 @@ class Server:
     def _tell_ready(self) -> None:
         host, port = self._listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        ready = Ready(host, port, f"http://{shown}:{port}", self._state.model.name)
+        scheme = "http" if self._state.config.web.ssl_certfile is None else "https"
+        ready = Ready(host, port, f"{scheme}://{shown}:{port}", self._state.model.name)
         logger.info("serving %s at %s", ready.model, ready.url)
         if self._on_ready is not None:
             self._on_ready(ready)
@@ -156,6 +161,25 @@ def open_socket(config: ServerConfig) -> socket.socket:
             param="port",
             hint="Choose another port; 0 takes a free one.",
         ) from error
+
+
+def check_certificate(web: WebConfig) -> None:
+    """Raise `InvalidRequest` for a certificate and a key that cannot be read, or do not belong together."""
+    if web.ssl_certfile is None:
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(web.ssl_certfile, web.ssl_keyfile, password=_refuse_password)
+    except OSError as error:  # ssl's own errors are among them
+        raise InvalidRequest(
+            f"ssl_certfile {web.ssl_certfile!r} with ssl_keyfile {web.ssl_keyfile!r} cannot be used: "
+            f"{error.strerror or error}.",
+            param="ssl_certfile",
+        ) from error
+
+
+def _refuse_password() -> str:
+    raise InvalidRequest("the private key is encrypted; it must be readable without a password.", param="ssl_keyfile")
 
 
 def _listen(host: str, port: int) -> socket.socket:

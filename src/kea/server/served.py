@@ -56,7 +56,6 @@ class ServedModel:
     created_s: int
     output_format: OutputFormat
     reads: frozenset[str] = frozenset()
-    max_prompt_tokens: int | None = None
 
     @property
     def name(self) -> str:
@@ -131,11 +130,6 @@ class ServedModel:
         prompt_name, limit_name = names
         if not prompt_len:
             raise InvalidRequest(f"{prompt_name} has no tokens; at least one is needed.", param=prompt_name)
-        if self.max_prompt_tokens is not None and prompt_len > self.max_prompt_tokens:
-            raise ContextLengthExceeded(
-                f"{prompt_name} has {prompt_len} tokens; at most {self.max_prompt_tokens} are accepted here.",
-                param=prompt_name,
-            )
         room = self.max_model_len - prompt_len
         if room < 1:
             raise ContextLengthExceeded(

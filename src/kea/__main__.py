@@ -1,0 +1,11 @@
+"""`python -m kea`: the command `kea`, also where its folder is not in PATH."""
+
+from __future__ import annotations
+
+import sys
+
+from kea.cli import main
+
+if __name__ == "__main__":
+    sys.argv[0] = "kea"
+    main()
