@@ -26,12 +26,16 @@ NUM_ATTEMPTS = 2
 
 @dataclass(frozen=True, slots=True)
 class PromptJob:
-    """A prompt, the options of each of its choices, and its text where the caller gave that."""
+    """A prompt, the options of each of its choices, and its text where the caller gave that.
+
+    `includes_stop`: a stop string that ends an output is its last text.
+    """
 
     token_ids: tuple[int, ...]
     choices: tuple[GenerateOptions, ...]
     spec: ContextSpec
     text: str | None = None
+    includes_stop: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,7 @@ class Runner:
     async def _run(self, jobs: Sequence[PromptJob], arrived_s: float) -> AsyncGenerator[ChoiceChunk]:
         contexts: list[Context] = []
         num_open = 0
+        includes_stop = any(job.includes_stop for job in jobs)  # they are of one request
         try:
             generations = self._start(jobs, contexts)
             num_open = len(generations)
@@ -122,7 +127,7 @@ class Runner:
                     if item.chunk.finish is not None:
                         contexts[item.choice_idx].free()
                         num_open -= 1
-                    yield item
+                    yield _with_stop(item) if includes_stop else item
         except (asyncio.CancelledError, GeneratorExit):
             self._metrics.saw_cancelled(num_open)
             raise
@@ -154,6 +159,13 @@ class Runner:
                 context.generate(options) for context, options in zip([root, *forks], job.choices, strict=True)
             ]
         return generations
+
+
+def _with_stop(item: ChoiceChunk) -> ChoiceChunk:
+    finish = item.chunk.finish
+    if finish is None or not isinstance(finish.stop, str):
+        return item
+    return ChoiceChunk(item.choice_idx, item.chunk._replace(text=item.chunk.text + finish.stop))
 
 
 async def _merge(generations: Sequence[Generation]) -> AsyncGenerator[ChoiceChunk]:

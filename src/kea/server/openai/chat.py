@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.types import ASGIApp
 
@@ -17,7 +18,7 @@ from kea.server.endpoint import Call
 from kea.server.generation import Written
 from kea.server.openai.logprobs import chat_logprobs, prompt_logprobs
 from kea.server.openai.messages import template_messages, template_options
-from kea.server.openai.request import Wanted, total_usage
+from kea.server.openai.request import Wanted, count_tokens, total_usage, usage_so_far
 from kea.server.openai.tools import plan_tools
 from kea.server.openai.turn import Conversation, Turn, prepare_turn
 from kea.server.parsers import CallArguments, CallBegin, Content, Delta, Parser, Reasoning
@@ -35,6 +36,7 @@ from kea.server.wire.chat_reply import (
     ToolCallReply,
 )
 from kea.server.wire.chat_reply import FinishReason as WireFinishReason
+from kea.server.wire.completions import tells_usage
 from kea.types import Chunk, Finish, FinishReason, TokenLogprob
 
 
@@ -139,6 +141,7 @@ class _Output:
     is_begun: bool = False
     has_calls: bool = False
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    num_tokens: int = 0
     finish: Finish | None = None
 
 
@@ -160,11 +163,17 @@ class _ChatStream:
 
     async def frames(self) -> AsyncGenerator[bytes]:
         """Yield a frame per piece of every choice, then the usage if it is wanted."""
+        at_end, in_each = tells_usage(self._body.stream_options)
         async with aclosing(self._runner.stream([self._turn.job])) as chunks:
             async for item in chunks:
+                output = self._outputs[item.choice_idx]
+                added: dict[str, Any] = {}
+                output.num_tokens = count_tokens(output.num_tokens, item.chunk)
+                if in_each:
+                    added = {"usage": usage_so_far(self._turn.job, output.num_tokens)}
                 for choice in self._choices(item.choice_idx, item.chunk):
-                    yield data_frame(self._base.model_copy(update={"choices": [choice]}).to_json())
-        if self._body.stream_options is not None and self._body.stream_options.include_usage:
+                    yield data_frame(self._base.model_copy(update={"choices": [choice], **added}).to_json())
+        if at_end:
             usage = total_usage([self._turn.job], [output.finish for output in self._outputs])
             yield data_frame(self._base.model_copy(update={"usage": usage}).to_json())
         yield DONE

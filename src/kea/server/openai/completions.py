@@ -14,9 +14,9 @@ from kea.errors import InvalidRequest
 from kea.server.endpoint import Call
 from kea.server.generation import PromptJob
 from kea.server.openai.logprobs import LegacyWriter, prompt_logprobs
-from kea.server.openai.request import Prompt, Wanted, check_fields, create_job, total_usage
+from kea.server.openai.request import Prompt, Wanted, check_fields, count_tokens, create_job, total_usage, usage_so_far
 from kea.server.sse import DONE, begin_stream, data_frame
-from kea.server.wire.completions import CompletionBody, CompletionChoice, CompletionReply, LegacyLogprobs
+from kea.server.wire.completions import CompletionBody, CompletionChoice, CompletionReply, LegacyLogprobs, tells_usage
 from kea.types import Chunk, Finish, FinishReason, TokenLogprob
 
 FIELD_NAMES = ("prompt", "max_tokens")
@@ -91,6 +91,7 @@ class _Output:
     job: PromptJob
     legacy: LegacyWriter
     is_begun: bool = False
+    num_tokens: int = 0
     finish: Finish | None = None
 
 
@@ -117,10 +118,16 @@ class _Writer:
 
     async def stream(self) -> AsyncGenerator[bytes]:
         """Yield the frames of a stream."""
+        at_end, in_each = tells_usage(self._body.stream_options)
         async with aclosing(self._runner.stream(self._jobs)) as chunks:
             async for item in chunks:
-                yield data_frame(self._reply([self._choice(item.choice_idx, item.chunk)]).to_json())
-        if self._body.stream_options is not None and self._body.stream_options.include_usage:
+                reply = self._reply([self._choice(item.choice_idx, item.chunk)])
+                if in_each:
+                    output = self._outputs[item.choice_idx]
+                    output.num_tokens = count_tokens(output.num_tokens, item.chunk)
+                    reply = reply.model_copy(update={"usage": usage_so_far(output.job, output.num_tokens)})
+                yield data_frame(reply.to_json())
+        if at_end:
             usage = total_usage(self._jobs, self._finishes())
             yield data_frame(self._reply([]).model_copy(update={"usage": usage}).to_json())
         yield DONE

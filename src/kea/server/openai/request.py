@@ -10,8 +10,8 @@ from kea.errors import InvalidRequest
 from kea.server.endpoint import Call
 from kea.server.generation import PromptJob
 from kea.server.wire.sampling import SEED_MODULUS, SamplingFields
-from kea.server.wire.usage import CachedTokens, UsageReply
-from kea.types import Constraint, Finish, GenerateOptions, Stopping
+from kea.server.wire.usage import CachedTokens, UsageReply, UsageSoFar
+from kea.types import Chunk, Constraint, Finish, GenerateOptions, Stopping
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,8 @@ def create_job(call: Call, fields: SamplingFields, wanted: Wanted, prompt: Promp
         order=call.state.next_order(),
         prompt_logprobs=wanted.prompt_logprobs,
     )
-    return PromptJob(prompt.token_ids, tuple(_choices(options, wanted.num_choices)), spec, prompt.text)
+    choices = tuple(_choices(options, wanted.num_choices))
+    return PromptJob(prompt.token_ids, choices, spec, prompt.text, fields.includes_stop())
 
 
 def total_usage(jobs: Sequence[PromptJob], finishes: Sequence[Finish | None]) -> UsageReply:
@@ -95,6 +96,19 @@ def total_usage(jobs: Sequence[PromptJob], finishes: Sequence[Finish | None]) ->
         total_tokens=prompt_tokens + completion_tokens,
         prompt_tokens_details=CachedTokens(cached_tokens=cached_tokens),
     )
+
+
+def usage_so_far(job: PromptJob, num_tokens: int) -> UsageSoFar:
+    """Return the tokens of one choice while it is written."""
+    prompt_tokens = len(job.token_ids)
+    return UsageSoFar(
+        prompt_tokens=prompt_tokens, completion_tokens=num_tokens, total_tokens=prompt_tokens + num_tokens
+    )
+
+
+def count_tokens(num_tokens: int, chunk: Chunk) -> int:
+    """Return the tokens of a choice up to this chunk, `num_tokens` of which came before it."""
+    return num_tokens + len(chunk.token_ids) if chunk.finish is None else chunk.finish.usage.output_tokens
 
 
 def _min_tokens(fields: SamplingFields, max_tokens: int) -> int:

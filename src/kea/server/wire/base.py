@@ -15,6 +15,23 @@ MAX_QUOTED_LEN = 80
 JSON_TYPE = "application/json"
 UNION_MEMBERS = frozenset({"str", "int", "float", "bool", "dict", "nullable"})
 
+INSTEAD: Mapping[str, str] = {
+    "allowed_token_ids": "structured_outputs (choice, regex, grammar) says what an output may be.",
+    "bad_words": "A logit_bias of -100 keeps a token out; structured_outputs.regex says what an output may be.",
+    "best_of": "n gives several outputs; with logprobs the caller can choose among them.",
+    "functions": "tools has replaced it.",
+    "guided_decoding_backend": "There is one backend, for structured_outputs.",
+    "length_penalty": "It belongs to beam search, which is not offered; n gives several outputs.",
+    "logits_processors": "logit_bias, the penalties and structured_outputs shape what is drawn.",
+    "lora_adapter": "Merge the adapter into its model and serve that.",
+    "lora_request": "Merge the adapter into its model and serve that.",
+    "return_token_ids": "logprobs tells of each token, /tokenize the ids of a text.",
+    "return_tokens_as_token_ids": "logprobs tells of each token, /tokenize the ids of a text.",
+    "truncate_prompt_tokens": "Shorten the prompt; /tokenize counts its tokens.",
+    "use_beam_search": "n gives several outputs.",
+}
+"""What to send instead of a field that is refused."""
+
 
 def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -74,6 +91,8 @@ def json_response(content: dict[str, Any]) -> Response:
 def unsupported(name: str, value: object, allowed: Sequence[object] = ()) -> Unsupported:
     """Build the refusal of a field that is known but not offered."""
     hint = f"Leave it out, or send {' or '.join(map(repr, allowed))}." if allowed else "Leave it out."
+    if name in INSTEAD:
+        hint = f"{hint} {INSTEAD[name]}"
     return Unsupported(f"{name} is {quote(value)}; this server does not support it.", param=name, hint=hint)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from kea.server.wire.base import Reply
-from kea.server.wire.usage import UsageReply
+from kea.server.wire.usage import UsageReply, UsageSoFar
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 
@@ -108,4 +108,4 @@ class ChatChunk(Reply):
     created: int
     model: str
     choices: list[ChatChunkChoice]
-    usage: UsageReply | None = None
+    usage: UsageReply | UsageSoFar | None = None

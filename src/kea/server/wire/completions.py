@@ -9,7 +9,7 @@ from pydantic import Field
 
 from kea.server.wire.base import Body, Integer, Reply
 from kea.server.wire.sampling import UNSUPPORTED_SAMPLING, SamplingFields, TokenId, Tokens
-from kea.server.wire.usage import UsageReply
+from kea.server.wire.usage import UsageReply, UsageSoFar
 
 FAIL_FAST = Field(fail_fast=True)
 TokenIds = Annotated[list[TokenId], FAIL_FAST]
@@ -20,10 +20,17 @@ TokenLogprobs = dict[str, dict[str, Any]] | None
 class StreamOptions(Body):
     """What a stream carries beside the text."""
 
-    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {"continuous_usage_stats": (False,)}
-
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = Field(
+        default=None, description="With include_usage: every chunk tells the tokens of its choice so far."
+    )
     include_obfuscation: bool | None = Field(default=None, description="Accepted, without effect: nothing is padded.")
+
+
+def tells_usage(options: StreamOptions | None) -> tuple[bool, bool]:
+    """Return whether a stream ends with its usage, and whether each of its chunks has that of its choice so far."""
+    at_end = options is not None and bool(options.include_usage)
+    return at_end, at_end and options is not None and bool(options.continuous_usage_stats)
 
 
 class CompletionBody(SamplingFields):
@@ -80,4 +87,4 @@ class CompletionReply(Reply):
     created: int
     model: str
     choices: list[CompletionChoice]
-    usage: UsageReply | None = None
+    usage: UsageReply | UsageSoFar | None = None

@@ -18,16 +18,13 @@ SEED_MODULUS = 2**63
 Tokens = Annotated[Integer, Field(ge=0, le=2**31 - 1)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
+GUIDED = "vLLM's older name of structured_outputs.{}."
+
 UNSUPPORTED_SAMPLING: Mapping[str, tuple[Any, ...]] = {
     "allowed_token_ids": ([],),
     "bad_words": ([],),
     "cache_salt": ("",),
-    "guided_choice": (),
     "guided_decoding_backend": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "include_stop_str_in_output": (False,),
     "kv_transfer_params": ({},),
     "length_penalty": (1, 0),
     "logits_processors": ([],),
@@ -143,8 +140,13 @@ class SamplingFields(Body):
     min_tokens: Tokens | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
+    include_stop_str_in_output: bool | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = Field(default=None, description=GUIDED.format("json"))
+    guided_regex: str | None = Field(default=None, description=GUIDED.format("regex"))
+    guided_choice: list[str] | None = Field(default=None, description=GUIDED.format("choice"))
+    guided_grammar: str | None = Field(default=None, description=GUIDED.format("grammar"))
     speculative_config: SpeculativeConfig | None = None
     priority: Integer | None = Field(default=None, ge=-(2**31), le=2**31 - 1)
 
@@ -170,11 +172,28 @@ class SamplingFields(Body):
     def to_constraint(self) -> Constraint | None:
         """Return what the output must match. Raises `InvalidRequest` when two fields ask for different things."""
         from_format = self.response_format.to_constraint() if self.response_format else None
-        if self.structured_outputs is None:
-            return from_format
-        if from_format is not None:
-            raise unsupported("structured_outputs", "set beside response_format")
-        return self.structured_outputs.to_constraint()
+        others = {"structured_outputs": self.structured_outputs, "guided_*": self._guided()}
+        given = {name: outputs for name, outputs in others.items() if outputs is not None}
+        if len(given) + (from_format is not None) > 1:
+            raise unsupported(next(iter(given)), "set beside another field that says what the output must match")
+        return next((outputs.to_constraint() for outputs in given.values()), from_format)
+
+    def _guided(self) -> StructuredOutputs | None:
+        """Return what vLLM's older names ask for, under the newer ones."""
+        values = {name: getattr(self, f"guided_{name}") for name in ("json", "regex", "choice", "grammar")}
+        given = {name: value for name, value in values.items() if value is not None}
+        return StructuredOutputs(**given) if given else None
+
+    def includes_stop(self) -> bool:
+        """Tell whether the stop string stands in the output. Raises `Unsupported` where the text of a stop token would.
+
+        Such a token has no text of its own here: what it would add depends on the tokens before it.
+        """
+        if self.include_stop_str_in_output and (self.stop_token_ids or self.skip_special_tokens is False):
+            raise unsupported(
+                "include_stop_str_in_output", "true beside stop_token_ids, or beside skip_special_tokens false"
+            )
+        return bool(self.include_stop_str_in_output)
 
 
 def _or(value: T | None, default: T) -> T:

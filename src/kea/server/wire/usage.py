@@ -11,6 +11,14 @@ class CachedTokens(Reply):
     cached_tokens: int
 
 
+class UsageSoFar(Reply):
+    """Tokens of one choice and its prompt while it is written."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
 class UsageReply(Reply):
     """Tokens of one request, over all its prompts and choices; a prompt counts once, however many choices it has."""
 
