@@ -25,7 +25,7 @@ def test_the_package_is_the_command() -> None:
     command = [sys.executable, "-m", "kea", "models", "--help"]
     result = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=TIMEOUT_S, check=False)
     assert result.returncode == 0, result.stderr
-    assert "Usage: kea models" in result.stdout
+    assert "Usage: python -m kea models" in result.stdout
 
 
 @pytest.mark.parametrize(
