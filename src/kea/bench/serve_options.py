@@ -19,7 +19,7 @@ from kea.bench.load.client import Target
 from kea.bench.load.integers import parse_integer
 from kea.bench.load.plan import Arrivals
 from kea.bench.serving import ServeSettings
-from kea.bench.starting import KINDS
+from kea.bench.starting import KINDS, read_pairs
 from kea.errors import InvalidRequest, check_range
 
 _START = "Servers to start"
@@ -140,25 +140,14 @@ RequestsFile = Annotated[
 
 def read_targets(first: Target, peers: Sequence[str], keys: Sequence[str], models: Sequence[str]) -> tuple[Target, ...]:
     """Return the subject and its peers, each with its own key and model only."""
-    addresses = _pairs(peers, "peer", "URL")
-    secrets, names = _pairs(keys, "peer-key", "KEY"), _pairs(models, "peer-model", "MODEL")
+    addresses = read_pairs(peers, "peer", "URL")
+    secrets, names = read_pairs(keys, "peer-key", "KEY"), read_pairs(models, "peer-model", "MODEL")
     for param, given in (("peer-key", secrets), ("peer-model", names)):
         for name in given:
             if name not in addresses:
                 known = ", ".join(addresses) or "none"
                 raise InvalidRequest(f"{param} names {name!r}, which is no peer; peers: {known}.", param=param)
     return (first, *(Target(name, url, secrets.get(name), names.get(name)) for name, url in addresses.items()))
-
-
-def _pairs(texts: Sequence[str], param: str, what: str) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not (name and equals and value) or name in pairs:
-            # The value may be a key: it is not repeated here.
-            raise InvalidRequest(f"{param} for {name!r}: each is NAME={what}, with a name of its own.", param=param)
-        pairs[name] = value
-    return pairs
 
 
 def read_arrivals(rate: str | None, concurrency: int | None) -> Arrivals:

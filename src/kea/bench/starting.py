@@ -68,8 +68,11 @@ class View(Protocol):
 
 def read_starts(starts: Sequence[str], flags: Sequence[str]) -> tuple[Start, ...]:
     """Read KIND=MODEL and KIND=FLAGS, and choose a free port for each. Raises InvalidRequest."""
-    given = _pairs(flags, "start-flags")
-    models = _pairs(starts, "start")
+    given = read_pairs(flags, "start-flags", "FLAGS")
+    models = read_pairs(starts, "start", "MODEL")
+    for kind in models:
+        if kind not in KINDS:
+            raise InvalidRequest(f"start names {kind!r}; allowed: {', '.join(KINDS)}.", param="start")
     for kind in given:
         if kind not in models:
             started = ", ".join(models) or "none"
@@ -83,14 +86,15 @@ def read_starts(starts: Sequence[str], flags: Sequence[str]) -> tuple[Start, ...
     return tuple(chosen)
 
 
-def _pairs(texts: Sequence[str], param: str) -> dict[str, str]:
+def read_pairs(texts: Sequence[str], param: str, what: str) -> dict[str, str]:
+    """Read NAME=VALUE, each name once; `what` says what the value is. Raises InvalidRequest without the value."""
     pairs: dict[str, str] = {}
     for text in texts:
-        kind, equals, value = text.partition("=")
-        if kind not in KINDS or not (equals and value) or kind in pairs:
-            allowed = ", ".join(KINDS)
-            raise InvalidRequest(f"{param} is {text!r}; it is NAME=VALUE, once for each of {allowed}.", param=param)
-        pairs[kind] = value
+        name, equals, value = text.partition("=")
+        if not (name and equals and value) or name in pairs:
+            # The value may be a key: it is not repeated here.
+            raise InvalidRequest(f"{param} for {name!r}: each is NAME={what}, with a name of its own.", param=param)
+        pairs[name] = value
     return pairs
 
 

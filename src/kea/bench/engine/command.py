@@ -222,7 +222,7 @@ class _Run:
 
 
 def _peaks(machine: LoadedSystem, timeout_s: float, units: str) -> list[Bound]:
-    """Return the rate of 16-bit products: what an fp32 comparison leaves unused of this processor."""
+    """Return the rate of 16-bit products, by which systems can exceed the bound of fp32 ones."""
     answer = machine.ask(Order("bf16_peak", {"rows": _PEAK_ROWS}), timeout_s)
     if not isinstance(answer, Answer):
         return []

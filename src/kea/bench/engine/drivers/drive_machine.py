@@ -47,7 +47,7 @@ class Driver:
         return {"read": read, "f32": product}
 
     def bf16_peak(self, rows: int) -> dict[str, Any]:
-        """Return the operations/s of products in bfloat16, which no system of an fp32 comparison may use."""
+        """Return the operations/s of products in bfloat16, a sum of which can stand for one in fp32."""
         return {"bf16": self._product_rate(rows, torch.bfloat16)}
 
     def _reader(self, array: Any) -> Callable[[], None]:
