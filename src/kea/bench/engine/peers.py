@@ -10,12 +10,13 @@ import hashlib
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kea.bench.engine.base import Precision, SystemSpec
-from kea.bench.engine.shapes import Shape, make_checkpoint
+from kea.bench.engine.shapes import Shape, make_checkpoint, write_tokenizer
 from kea.errors import InvalidRequest
 
 _DRIVERS = Path(__file__).parent / "drivers"
@@ -143,12 +144,27 @@ def as_gguf(folder: Path, weights: Weights, precision: Precision) -> tuple[Path,
     target = weights.converted(precision, f"{kind}.gguf")
     if not target.exists():
         making = target.with_name("making-" + target.name)
-        source = weights.checkpoint(precision)
-        _run([str(folder / "convert"), str(source), "--outfile", str(making), "--outtype", kind])
+        convert = [str(folder / "convert"), "--outfile", str(making), "--outtype", kind]
+        try:
+            _run([*convert, str(weights.checkpoint(precision))])
+        except ConversionFailed:
+            if weights.given is None:
+                raise
+            with tempfile.TemporaryDirectory(prefix="kea-bench-") as stand_in:
+                _link_weights(weights, Path(stand_in))
+                _run([*convert, stand_in])
         making.rename(target)
     probe = [str(folder / "bin" / "python"), "-P", str(_DRIVERS / "drive_llamacpp.py"), str(target)]
     is_sound = subprocess.run(probe, capture_output=True, timeout=_CONVERT_S, check=False).returncode == 0
     return target, {} if is_sound else {"repack": False}
+
+
+def _link_weights(weights: Weights, folder: Path) -> None:
+    """Give a checkpoint with a tokenizer made up: the converter knows few, and prompts come as numbers."""
+    source = weights.checkpoint(Precision.F32)
+    for path in (source / "config.json", *source.glob("*.safetensors*")):
+        (folder / path.name).symlink_to(path.resolve())
+    write_tokenizer(weights.shape.vocab_size, folder)
 
 
 def _as_openvino(folder: Path, weights: Weights, precision: Precision) -> tuple[Path, Mapping[str, object]]:

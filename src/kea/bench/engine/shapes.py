@@ -164,7 +164,7 @@ def write_checkpoint(shape: Shape, dtype: str, folder: Path) -> None:
 
     save_file(dict(_tensors(shape, draw)), folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(shape.config(dtype), indent=1), encoding="utf-8")
-    _write_tokenizer(shape.vocab_size, folder)
+    write_tokenizer(shape.vocab_size, folder)
 
 
 def _tensors(shape: Shape, draw: Callable[..., torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -186,7 +186,7 @@ def _tensors(shape: Shape, draw: Callable[..., torch.Tensor]) -> Iterator[tuple[
         yield "lm_head.weight", draw(shape.vocab_size, shape.hidden)
 
 
-def _write_tokenizer(vocab_size: int, folder: Path) -> None:
+def write_tokenizer(vocab_size: int, folder: Path) -> None:
     """Write a tokenizer of Llama's kind: bytes, then letters, then all pairs and triples of them by merges."""
     from tokenizers import Tokenizer, decoders, models, normalizers
 
