@@ -152,9 +152,10 @@ FLAGS = {
     "--trace-time-scale", "--warmups", "--cache-dir", "--peers-dir", "--start", "--start-flags",
 }  # fmt: skip
 ENGINE_FLAGS = {
-    "--batches", "--cache-dir", "--contexts", "--json", "--kv-tokens", "--model", "--num-requests", "--peers",
-    "--peers-dir", "--precisions", "--prompt-lens", "--quick", "--rate", "--rounds", "--scenarios", "--seed",
-    "--sequences", "--steps", "--threads", "--time-limit-s", "--timeout-s", "--trace", "--trace-length-scale",
+    "--batches", "--cache-dir", "--contexts", "--json", "--kv-cache-dtype", "--kv-tokens", "--model",
+    "--num-requests", "--peers", "--peers-dir", "--precisions", "--prompt-lens", "--quick", "--rate", "--rounds",
+    "--scenarios", "--seed", "--sequences", "--steps", "--threads", "--time-limit-s", "--timeout-s", "--trace",
+    "--trace-length-scale",
 }  # fmt: skip
 
 

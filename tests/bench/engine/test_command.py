@@ -52,7 +52,7 @@ def test_a_run_measures_kea_a_peer_and_the_machine(tiny: Path, tmp_path: Path, m
     (environment / "bin" / "python").symlink_to(sys.executable)
     report, trace = tmp_path / "report.json", tmp_path / "trace.csv"
     trace.write_text(TRACE)
-    scenarios = ("--scenarios", "prefill,decode,arrivals,cache,overhead,latency")
+    scenarios = ("--scenarios", "prefill,decode,arrivals,cache,overhead,latency", "--kv-cache-dtype", "int8")
     result = invoke(
         tmp_path,
         *("--model", str(tiny), "--peers", "fake,vllm", *scenarios, *SMALL),
@@ -65,6 +65,7 @@ def test_a_run_measures_kea_a_peer_and_the_machine(tiny: Path, tmp_path: Path, m
         ("fake f32", "measured"),
         ("vllm f32", "absent"),
     ]
+    assert "KV in int8" in data["peers"][0]["note"]
     steps = [
         one for one in data["samples"] if one["name"] == "step_time" and one["scenario"].startswith("decode batch 2")
     ]
@@ -84,6 +85,7 @@ def test_a_run_measures_kea_a_peer_and_the_machine(tiny: Path, tmp_path: Path, m
         (("--precisions", "f31"), "allowed: bf16, f32, int8"),
         (("--scenarios", "nothing"), "allowed: prefill"),
         (("--batches", "1,x"), "batches is 'x'"),
+        (("--kv-cache-dtype", "fp8"), "kv-cache-dtype is 'fp8'; allowed: auto"),
         (("--batches", "0"), "batches"),
         (("--rounds", "0"), "rounds"),
         (("--model", "/nowhere"), "neither a known shape"),

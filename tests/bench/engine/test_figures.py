@@ -68,6 +68,9 @@ def test_one_sequence_is_bound_by_reading_weights_and_its_kv() -> None:
     weights, kv = 110_886_912 * 2, 128 * 30 * 2 * 3 * 64 * 4
     (bound_s,) = bound_seconds(run, cell(run, B1), Precision.BF16).values()
     assert bound_s == pytest.approx((weights + kv) / (20 * GB))
+    halved = replace(run, kv_value_bytes=SHAPE.kv_value_bytes("float16"))
+    (half_s,) = bound_seconds(halved, cell(run, B1), Precision.BF16).values()
+    assert half_s == pytest.approx((weights + kv / 2) / (20 * GB))
     share = share_of_bound(run, "kea bf16", cell(run, B1), Precision.BF16)
     assert share is not None
     assert share.median == pytest.approx(bound_s / 0.0222)

@@ -60,6 +60,7 @@ def engine(
     steps: options.Steps = 16,
     threads: options.Threads = None,
     kv_tokens: options.KvTokens = None,
+    kv_cache_dtype: options.KvCacheDtype = "auto",
     quick: options.Quick = False,
     time_limit_s: options.TimeLimit = None,
     timeout_s: options.Timeout = 600.0,
@@ -106,6 +107,7 @@ def engine(
             timeout_s=timeout_s,
             load_s=timeout_s,
             limit_s=time_limit_s,
+            kv_cache_dtype=options.read_kv_cache_dtype(kv_cache_dtype),
         )
         status = run(options.make_quick(settings) if quick else settings, json_file)
     except KeaError as error:
@@ -172,13 +174,22 @@ class _Run:
                 peaks = _peaks(machine, settings.timeout_s, str(bounds.values["note"]))
             self.view.begin(course.num_turns(len(fleet.systems)))
             rounds = run_rounds(course, fleet.systems, None if isinstance(bounds, Refusal) else machine, self.view)
-        return Measured(shape, tuple(cells), tuple(left_out), tuple(peers), rounds, tuple(peaks))
+        return Measured(
+            shape,
+            tuple(cells),
+            tuple(left_out),
+            tuple(peers),
+            rounds,
+            tuple(peaks),
+            shape.kv_value_bytes(settings.kv_cache_dtype),
+        )
 
     def _specs(self) -> list[SystemSpec | Absent]:
         settings = self.settings
         self.view.phase(f"making the weights of {settings.weights.shape.name}")
         settings.weights.cache.mkdir(parents=True, exist_ok=True)
-        specs: list[SystemSpec | Absent] = list(kea_specs(settings.weights, settings.precisions))
+        own = kea_specs(settings.weights, settings.precisions, settings.kv_cache_dtype)
+        specs: list[SystemSpec | Absent] = list(own)
         for name in settings.peers:
             self.view.phase(f"making the weights of {name}")
             specs += peer_specs(name, settings.peers_dir, settings.weights, settings.precisions)

@@ -13,7 +13,6 @@ from kea.bench.engine.running import Rates, Rounds
 from kea.bench.engine.shapes import Shape
 from kea.bench.statistics import Latency, Slo, goodput
 
-KV_VALUE_BYTES = 4  # Kea's KV on a CPU
 READ, PRODUCT = "read", "f32"
 TTFT_FACTOR, TPOT_FACTOR = 2.0, 1.5
 
@@ -28,6 +27,8 @@ class Measured:
     peers: tuple[Peer, ...]
     rounds: Rounds
     peaks: tuple[Bound, ...] = ()
+    kv_value_bytes: float = 4.0
+    """Of Kea's KV, of which the bounds are."""
 
     @property
     def labels(self) -> list[str]:
@@ -89,7 +90,9 @@ def bound_seconds(measured: Measured, cell: Cell, precision: Precision) -> dict[
 def read_s(measured: Measured, cell: Cell, precision: Precision, rates: Rates) -> float:
     """Return the time to read all weights and the KV of every sequence once."""
     shape = measured.shape
-    kv_bytes = cell.batch * cell.context * shape.kv_token_values * KV_VALUE_BYTES if cell.scenario == "decode" else 0
+    kv_bytes = (
+        cell.batch * cell.context * shape.kv_token_values * measured.kv_value_bytes if cell.scenario == "decode" else 0
+    )
     return (shape.weight_bytes(precision) + kv_bytes) / rates[READ][precision]
 
 

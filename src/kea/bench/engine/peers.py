@@ -89,20 +89,16 @@ def native_precision(path: Path) -> Precision:
     return known[dtype]
 
 
-def kea_specs(weights: Weights, precisions: Sequence[Precision]) -> list[SystemSpec]:
-    """Return Kea at each precision."""
+def kea_specs(weights: Weights, precisions: Sequence[Precision], kv_cache_dtype: str = "auto") -> list[SystemSpec]:
+    """Return Kea at each precision of its weights."""
     driver = _DRIVERS / "drive_kea.py"
-    return [
-        SystemSpec(
-            "kea",
-            precision,
-            Path(sys.executable),
-            driver,
-            weights.checkpoint(precision),
-            load_args={"quantize": "int8"} if precision is Precision.INT8 else {},
-        )
-        for precision in precisions
-    ]
+    specs = []
+    for precision in precisions:
+        own = {"quantize": "int8"} if precision is Precision.INT8 else {}
+        load_args = {"kv_cache_dtype": kv_cache_dtype, **own}
+        model = weights.checkpoint(precision)
+        specs.append(SystemSpec("kea", precision, Path(sys.executable), driver, model, load_args=load_args))
+    return specs
 
 
 def machine_spec() -> SystemSpec:

@@ -22,6 +22,7 @@ from kea.bench.load.arrivals import poisson_offsets
 from kea.bench.load.integers import parse_integer
 from kea.bench.load.traces import read_trace
 from kea.errors import InvalidRequest, check_range
+from kea.models.base import KV_CACHE_DTYPES
 from kea.models.shipped import require_embedded_model
 
 ALL, NONE = "all", "none"
@@ -62,6 +63,9 @@ KvTokens = Annotated[
     str | None,
     _option(_RUN, "The most KV a cell may need; larger ones are left out. By default what memory allows.", "TOKENS"),
 ]
+KvCacheDtype = Annotated[
+    str, _option(_RUN, f"How Kea keeps keys and values: {', '.join(KV_CACHE_DTYPES)} (auto is fp32).", "NAME")
+]
 Quick = Annotated[bool, _option(_RUN, "Fewer and smaller cells, within 5 minutes.", None, "--quick")]
 TimeLimit = Annotated[float | None, _option(_RUN, "Stop after this time; what was measured by then counts.", "SECONDS")]
 Timeout = Annotated[float, _option(_RUN, "The most one system may take for one cell, or to load.", "SECONDS")]
@@ -90,6 +94,7 @@ class EngineSettings:
     timeout_s: float
     load_s: float
     limit_s: float | None
+    kv_cache_dtype: str = "auto"
 
     def describe(self) -> dict[str, Scalar]:
         """Return what shaped the load, for the report."""
@@ -106,6 +111,7 @@ class EngineSettings:
             "num_rounds": self.num_rounds,
             "num_threads": self.num_threads,
             "kv_tokens": self.kv_tokens,
+            "kv_cache_dtype": self.kv_cache_dtype,
             "seed": load.seed,
             "limit_s": self.limit_s,
         }
@@ -136,6 +142,14 @@ def read_precisions(text: str | None, weights: Weights) -> tuple[Precision, ...]
                 param="precisions",
             )
     return precisions
+
+
+def read_kv_cache_dtype(text: str) -> str:
+    if text not in KV_CACHE_DTYPES:
+        raise InvalidRequest(
+            f"kv-cache-dtype is {text!r}; allowed: {', '.join(KV_CACHE_DTYPES)}.", param="kv-cache-dtype"
+        )
+    return text
 
 
 def read_peers(text: str) -> tuple[str, ...]:

@@ -65,6 +65,10 @@ class Shape:
     def kv_token_values(self) -> int:
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim
 
+    def kv_value_bytes(self, kv_cache_dtype: str) -> float:
+        """Return the bytes of a value of Kea's KV; in 8 bits, each head of a token has a scale in fp32."""
+        return {"float16": 2.0, "bfloat16": 2.0, "int8": 1.0 + 4.0 / self.head_dim}.get(kv_cache_dtype, 4.0)
+
     def weight_bytes(self, precision: Precision) -> float:
         """Bytes that a step reads of the weights, the scales of int8 left out."""
         return self.num_product_weights * _BYTES[precision]
