@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from kea.kernels import panels
 from kea.kernels.arena import Arena
 from kea.kernels.panels import BYTE, FULL, HALF, LANES, VALUES
-from kea.kernels.program import Operation
+from kea.kernels.program import Kernel, Operation
 from kea.kernels.tile_products import TILES_PRODUCTS
 from kea.kernels.tiles import TILE_DEPTH, TILE_ROWS, has_tiles, tile_config
 
@@ -60,6 +60,12 @@ class PanelMatrix:
         Weights in fp32 have to be cut too, which pays for many rows only.
         """
         return has_tiles() and (self.kind != FULL or num_rows >= MIN_FULL_ROWS)
+
+    @property
+    def kernels(self) -> tuple[Kernel, ...]:
+        """The kernels that products with this matrix run through, whatever the number of rows."""
+        found = () if self.takes_tiles(1) else (panels.ROWS_PRODUCTS[self.kind],)
+        return (*found, TILES_PRODUCTS[self.kind]) if has_tiles() else found
 
     def rows(self, indices: I64) -> F32:
         """Return some rows of W [len(indices), K] in fp32."""

@@ -57,6 +57,11 @@ class Kernel:
 
     @property
     def address(self) -> int:
+        self.compile()
+        return int(self._compiled.address)
+
+    def compile(self) -> None:
+        """Compile the kernel, or load it from disk, if neither was done before."""
         with self._lock:
             if self._compiled is None:
                 options = {"fastmath": set(FAST_SUMS)}
@@ -64,7 +69,6 @@ class Kernel:
                 keep_on_disk(compiled)
                 compiled.compile()
                 self._compiled = compiled
-            return int(self._compiled.address)
 
 
 @njit(nogil=True)  # type: ignore[untyped-decorator]

@@ -232,6 +232,7 @@ def _try_lean(model: Any, facts: ModelFacts, expected: torch.Tensor, order: Orde
     except ModelLoadFailed as error:
         logger.warning("The lean decoder does not run %s exactly, transformers' code runs it: %s", facts.name, error)
         return None
+    decoder.compile_kernels()
     if facts == exact:
         return decoder
     decoder = LeanDecoder(spec, weights, facts, backend, rotary=rotary.sets)

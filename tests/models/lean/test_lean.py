@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import transformers
 
 from kea.attention import Run
 from kea.errors import InvalidRequest, KeaError, Unsupported
+from kea.kernels import program
 from kea.models import DecoderModel, StepInput, load_model
 from kea.models.hosted import HostedDecoder
 from kea.models.lean import LeanDecoder, round_weights, try_read_spec
@@ -130,6 +132,27 @@ def test_weights_of_a_16_bit_checkpoint_stay_16_bit_and_lose_nothing(tmp_path: P
     for max_chunk in (1, 9, 100):
         pairs = zip(*(run_paged(model, texts, max_chunk=max_chunk) for model in (lean, hosted)), strict=True)
         assert all((ours - theirs).abs().max() < TOLERANCE for ours, theirs in pairs)
+
+
+@pytest.mark.parametrize("kind", ["float32", "uint16", "int8"])
+def test_no_step_has_to_wait_for_a_compiler(
+    kind: str, family_path: FamilyPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kernel in [found for found in gc.get_objects() if type(found) is program.Kernel]:
+        monkeypatch.setattr(kernel, "_compiled", None)
+    path = rounded_model(tmp_path) if kind == "uint16" else family_path("llama")
+    model = load_model(path, quantize="int8" if kind == "int8" else None)
+    assert isinstance(model, LeanDecoder)
+    assert model.weight_dtypes == {kind}
+
+    def compile_late(function: Any, *_rest: object) -> None:
+        raise AssertionError(f"{function.__name__} was not compiled when the model was loaded")
+
+    monkeypatch.setattr(program, "CFunc", compile_late)
+    for max_chunk in (200, 70, 9, 1):
+        run_paged(model, [random_text(200)], max_chunk=max_chunk)
+    for batch in (8, 32):
+        run_paged(model, [random_text(3, seed) for seed in range(batch)], max_chunk=1)
 
 
 def test_weights_that_are_not_16_bit_values_stay_whole(family_path: FamilyPath) -> None:

@@ -22,6 +22,7 @@ from kea.attention.threads import running_kernels
 from kea.kernels.program import TEAM, Program
 from kea.models.base import DrawOrder, ModelFacts, StepInput
 from kea.models.hosted import allocate_cache
+from kea.models.lean import steps
 from kea.models.lean.buffers import Buffers
 from kea.models.lean.choosing import NAME as CHOICES
 from kea.models.lean.choosing import Choosing
@@ -90,6 +91,14 @@ class LeanDecoder:
         layers = self._weights.layers
         matrices = (linear.weight for layer in layers for linear in (layer.qkv, layer.out, layer.gate_up, layer.down))
         return frozenset(str(matrix.panels.dtype) for matrix in matrices)
+
+    def compile_kernels(self) -> None:
+        """Compile, or load from disk, whatever a step of any size runs, so that none has to wait for it."""
+        layers = self._weights.layers
+        linears = [linear for layer in layers for linear in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+        kernels = {kernel for linear in (*linears, self._weights.head) for kernel in linear.weight.kernels}
+        for kernel in (steps.ENTER, steps.HEADS, steps.GATE, steps.CUT, *kernels):
+            kernel.compile()
 
     def create_cache(self, num_slots: int) -> tuple[LayerCache, ...]:
         return allocate_cache(self._facts, num_slots)
