@@ -30,7 +30,7 @@ class OptimConfig:
     muon_momentum: float = 0.95
     adam_betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.05
-    warmup_steps: int = 100
+    warmup_steps: int = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,11 @@ class Recipe:
     optim: OptimConfig = field(default_factory=OptimConfig)
     mixture: Mixture = field(default_factory=Mixture)
     tokens_per_step: int = 4096
+    loss_share: float = 0.375  # of a step's tokens have a loss, the heaviest first
     seed: int = 7
     sink_token: bool = False
+    sink_share: float = 0.0  # of the attention that heads are pushed to pay to the first token; 0: no push
+    sink_weight: float = 0.1  # of the push in the loss
 
 
 HELD_OUT_BOOKS = ("eliot-romola", "collins-the-woman-in-white", "clausewitz-on-war")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from training.config import ModelConfig
+
+SHARE_STRIDE = 16
+SHARE_QUERIES = 16  # of a stretch whose mean attention is told: 256 tokens
 
 
 class RMSNorm(nn.Module):
@@ -37,15 +40,15 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the output [B, T, D] and the attention that each head pays to the first token [H, N]."""
         shape = (*x.shape[:2], -1, self.config.head_dim)
         q, k, v = (proj(x).view(shape).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         grouped = self.config.num_heads != self.config.num_kv_heads
-        out = functional.scaled_dot_product_attention(
-            rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=True, enable_gqa=grouped
-        )
+        out = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
         y: Tensor = self.o_proj(out.transpose(1, 2).flatten(2))
-        return y
+        return y, first_token_shares(q, k)
 
 
 class MLP(nn.Module):
@@ -72,10 +75,11 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        attended, shares = self.self_attn(self.input_layernorm(x), cos, sin)
+        x = x + attended
         y: Tensor = x + self.mlp(self.post_attention_layernorm(x))
-        return y
+        return y, shares
 
 
 class Llama(nn.Module):
@@ -103,21 +107,17 @@ class Llama(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return final hidden states [B, T, D] of token ids [B, T]."""
-        cos, sin = rotary_tables(self.config, ids.shape[1], ids.device)
-        x = self.embed_tokens(ids)
-        for layer in self.layers:
-            x = layer(x, cos, sin)
-        y: Tensor = self.norm(x)
-        return y
+        return self.hidden_and_shares(ids)[0]
 
-    def attention_inputs(self, ids: Tensor) -> Iterator[tuple[Layer, Tensor]]:
-        """Yield every layer with the input [B, T, D] of its attention; edits count from there on."""
+    def hidden_and_shares(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return final hidden states, and the attention of each head to the first token [L, H, N]."""
         cos, sin = rotary_tables(self.config, ids.shape[1], ids.device)
         x = self.embed_tokens(ids)
+        shares: list[Tensor] = []
         for layer in self.layers:
-            assert isinstance(layer, Layer)
-            yield layer, layer.input_layernorm(x)
-            x = layer(x, cos, sin)
+            x, own = layer(x, cos, sin)
+            shares.append(own)
+        return self.norm(x), torch.stack(shares)
 
     def loss(self, ids: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         """Return the weighted mean cross-entropy in nats; `targets` and `weights` are [B, T]."""
@@ -130,6 +130,29 @@ def weighted_loss(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor
     chosen = logits.gather(1, targets[:, None]).squeeze(1)
     losses = logits.logsumexp(-1) - chosen
     return (losses * weights).sum() / weights.sum()
+
+
+def first_token_shares(q: Tensor, k: Tensor) -> Tensor:
+    """Return the attention that each head pays to the first token, as a mean over stretches of each row [H, N].
+
+    `q` [B, H, T, head_dim] and `k` are rotated. One query in SHARE_STRIDE is computed: fused attention keeps none.
+    """
+    sampled = q[:, :, SHARE_STRIDE - 1 :: SHARE_STRIDE]
+    logits = (sampled @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).mT).float() * q.shape[-1] ** -0.5
+    keys = torch.arange(k.shape[2], device=k.device)
+    hidden = keys > keys[SHARE_STRIDE - 1 :: SHARE_STRIDE, None]
+    shares = logits.masked_fill(hidden, -torch.inf).softmax(-1)[..., 0]
+    stretches = [stretch.mean(-1) for stretch in shares.split(SHARE_QUERIES, -1)]
+    return torch.stack(stretches, -1).transpose(0, 1).flatten(1)
+
+
+def sink_penalty(shares: Tensor, target: float) -> Tensor:
+    """Return how far heads are from paying `target` of their attention to the first token, in nats.
+
+    `shares` is [L, H, N]. The logarithm of a mean moves most where a head has little else to look at, so a head that
+    searches may go on searching. The first layer is left alone: it looks at neighbours in models with sinks, too.
+    """
+    return (math.log(target) - shares[1:].log()).relu().mean()
 
 
 def rotary_tables(config: ModelConfig, length: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -118,6 +118,7 @@ def qa(world: World) -> Task:
 
 
 FARTHEST_LINE = 40  # a question is about one of so many last lines
+MOST_LINES = 42  # with their question and answer, they fit into 1,024 tokens whatever their numbers are
 # Streams begin at a line below one of these: mostly at the start, at times deep in a long stream.
 LAST_FIRST_LINES = (1, 1, 1, 50, 50, 500, 5000, 120000)
 
@@ -131,7 +132,7 @@ def stream_lines(world: World, count: int) -> list[tuple[int, int]]:
 
 def stream_at(world: World, distance: int, num_follow_ups: int = 0) -> Task:
     """StreamEval: ask for the line `distance` lines back (1 is the last line before the question)."""
-    lines = stream_lines(world, distance + world.at_most(8, 0))
+    lines = stream_lines(world, distance + world.at_most(min(8, MOST_LINES - distance), 0))
     line, value = lines[-distance]
     text = "\n".join(prompts.stream_line(*pair) for pair in lines)
     more = world.rng.choices(lines[-FARTHEST_LINE:], k=num_follow_ups)
@@ -269,17 +270,17 @@ def story(world: World) -> Task:
 
 
 TASKS: dict[str, tuple[Callable[[World], Task], float]] = {
-    "qa": (qa, 6.0),
+    "qa": (qa, 5.0),
     "stream": (stream, 1.2),
     "summarise": (summarise, 0.6),
     "refine_summary": (refine_summary, 0.9),
     "merge_summaries": (merge_summaries, 0.9),
-    "notes": (notes, 2.0),
-    "refine_notes": (refine_notes, 3.0),
-    "merge_notes": (merge_notes, 2.0),
-    "extract": (extract, 2.0),
+    "notes": (notes, 4.0),
+    "refine_notes": (refine_notes, 5.0),
+    "merge_notes": (merge_notes, 3.0),
+    "extract": (extract, 3.0),
     "choice": (choice, 0.6),
-    "story": (story, 0.3),
+    "story": (story, 0.2),
 }
 
 

@@ -26,12 +26,13 @@ from training import model as model_module
 from training.config import OptimConfig, Recipe
 from training.corpus import load_corpus
 from training.data import Batch, RowMaker
-from training.model import Llama
+from training.model import Llama, sink_penalty
 from training.optimizer import Optimizer
 from training.vocabulary import load_or_train_tokenizer
 
 SAVE_EVERY_S = 120.0
 LOG_EVERY = 25
+NOISE = 0.01  # less than any difference between two weights of tokens
 FULL_SIZE_LEN = 1024  # samples have their full difficulty in rows of this length
 
 
@@ -66,6 +67,7 @@ class Run:
         self._progress = load_progress(segment.out)
         forget_lost_steps(segment.out, self._progress)
         torch.manual_seed(recipe.seed)
+        self._noise = torch.Generator().manual_seed(recipe.seed + self._progress.step)
         self.model = Llama(replace(recipe.model, vocab_size=tokenizer.get_vocab_size()))
         self._load_weights()
         self.model.to(segment.device)
@@ -73,6 +75,7 @@ class Run:
         self.model.bfloat16()
         self._loss = model_module.weighted_loss
         self._stopped = False
+        self._first_share = 0.0
         if segment.compiled:
             self._compile()
 
@@ -108,11 +111,34 @@ class Run:
     def step_on(self, batch: Batch, scale: float) -> float:
         """Take one step on a batch with learning rates times `scale`; return its loss before the step."""
         ids, targets, weights = to_tensors(batch, self._segment.device)
-        hidden = self.model(ids).flatten(0, 1)
-        loss = self._loss(hidden, self.model.embed_tokens.weight, targets.flatten(), weights.flatten())
-        torch.autograd.backward(loss)
+        heaviest = self.heaviest(weights)
+        hidden, shares = self.model.hidden_and_shares(ids)
+        loss = self._loss(
+            hidden.flatten(0, 1)[heaviest],
+            self.model.embed_tokens.weight,
+            targets.flatten()[heaviest],
+            weights.flatten()[heaviest],
+        )
+        torch.autograd.backward(loss + self._push(shares))
         self._optimizer.step(scale)
         return float(loss.detach())
+
+    def _push(self, shares: Tensor) -> Tensor:
+        """Return what is added to the loss so that heads lean on the first token; note their shares for the log."""
+        self._first_share = float(shares[1:].detach().mean())
+        if not self._recipe.sink_share:
+            return shares.new_zeros(())
+        return self._recipe.sink_weight * sink_penalty(shares, self._recipe.sink_share)
+
+    def heaviest(self, weights: Tensor) -> Tensor:
+        """Return the positions whose losses are computed: a fixed number, by weight, and at random where equal.
+
+        Three tokens in four are context that weighs next to nothing, and logits of all of them take a tenth of a step.
+        """
+        flat = weights.flatten()
+        noise = torch.rand(flat.shape, generator=self._noise).to(flat.device)
+        heaviest: Tensor = (flat + NOISE * noise).topk(round(self._recipe.loss_share * len(flat)), sorted=False).indices
+        return heaviest
 
     def save(self) -> None:
         """Write the master weights and the progress."""
@@ -139,6 +165,7 @@ class Run:
             "length": self._segment.length,
             "lr_scale": round(scale, 4),
             "loss": round(sum(losses) / len(losses), 4),
+            "first_share": round(self._first_share, 4),
         }
         if not math.isfinite(entry["loss"]):
             raise FloatingPointError(f"the loss is {entry['loss']} at step {entry['step']}; lower the learning rate")
@@ -190,6 +217,7 @@ def parse_arguments() -> argparse.Namespace:
     share = Recipe().mixture.streaming_share
     parser.add_argument("--streaming-share", type=float, default=share, help="share of samples that are StreamEval")
     parser.add_argument("--sink-token", action="store_true", help="begin every row with a learnable sink token")
+    parser.add_argument("--sink-share", type=float, default=0.0, help="attention pushed to the first token; 0: none")
     parser.add_argument("--eager", action="store_true", help="do not compile (no C++ compiler is needed then)")
     return parser.parse_args()
 
@@ -199,7 +227,11 @@ def main() -> None:
     arguments = parse_arguments()
     mixture = replace(Recipe().mixture, streaming_share=arguments.streaming_share)
     recipe = replace(
-        Recipe(), mixture=mixture, tokens_per_step=arguments.tokens_per_step, sink_token=arguments.sink_token
+        Recipe(),
+        mixture=mixture,
+        tokens_per_step=arguments.tokens_per_step,
+        sink_token=arguments.sink_token,
+        sink_share=arguments.sink_share,
     )
     segment = Segment(
         out=arguments.out,

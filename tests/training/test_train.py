@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from training.config import ModelConfig, OptimConfig, Recipe
 from training.corpus import Corpus
 from training.data import Batch, RowMaker
 from training.export import export
-from training.model import Llama
+from training.model import Llama, first_token_shares, sink_penalty
 from training.optimizer import orthogonalize
 from training.resume import resume
 from training.tokenizer import save_tokenizer
@@ -104,6 +105,50 @@ def test_orthogonalised_matrices_have_singular_values_near_one(shape: tuple[int,
     # Newton-Schulz of five steps keeps them in this band on purpose: see Muon's write-up.
     assert values.min() > 0.5
     assert values.max() < 1.4
+
+
+def test_the_share_of_the_first_token_is_that_of_the_attention_weights() -> None:
+    noise = torch.Generator().manual_seed(4)
+    q, k = (torch.randn(2, heads, 512, 8, generator=noise) for heads in (4, 2))
+    logits = (q @ k.repeat_interleave(2, 1).mT) * 8**-0.5
+    weights = logits.masked_fill(torch.ones(512, 512, dtype=torch.bool).triu(1), -torch.inf).softmax(-1)
+    of_head_1 = [weights[row, 1, start + 15 : start + 256 : 16, 0].mean() for row in (0, 1) for start in (0, 256)]
+    shares = first_token_shares(q, k)
+    assert shares.shape == (4, 4)
+    assert torch.allclose(shares[1], torch.stack(of_head_1))
+
+
+def test_heads_are_pushed_to_their_share_and_no_further() -> None:
+    shares = torch.tensor([[[0.001], [0.001]], [[0.4], [0.6]]])  # the first layer is left alone
+    assert float(sink_penalty(shares, 0.3)) == 0.0
+    assert float(sink_penalty(shares, 0.8)) == pytest.approx((math.log(0.8 / 0.4) + math.log(0.8 / 0.6)) / 2)
+
+
+def test_a_pushed_run_leans_on_its_first_token(tokenizer: Tokenizer, corpus: Corpus, tmp_path: Path) -> None:
+    rows = RowMaker(tokenizer, corpus, RECIPE.mixture, RECIPE.seed, sink_token=True)
+    rows.set_size(0.1)
+    batch = rows.batch(2, 128)
+    ids = torch.from_numpy(batch.ids)
+    pushed = replace(RECIPE, sink_token=True, sink_share=0.5)
+    run = Run(pushed, Segment(tmp_path, 128, 1.0, 0.0, "cpu", compiled=False), tokenizer, rows)
+    with torch.no_grad():
+        before = run.model.hidden_and_shares(ids)[1][1:].mean()
+        for _ in range(30):
+            with torch.enable_grad():
+                run.step_on(batch, scale=1.0)
+        after = run.model.hidden_and_shares(ids)[1][1:].mean()
+    assert after > 3 * before
+
+
+def test_only_the_heaviest_tokens_have_a_loss(tokenizer: Tokenizer, corpus: Corpus, tmp_path: Path) -> None:
+    rows = RowMaker(tokenizer, corpus, RECIPE.mixture, RECIPE.seed, sink_token=False)
+    run = Run(RECIPE, Segment(tmp_path, 128, 1.0, 0.0, "cpu", compiled=False), tokenizer, rows)
+    weights = torch.full((2, 128), 0.05)
+    weights[1, 100:120] = 4.0
+    chosen = run.heaviest(weights)
+    assert len(chosen) == len(set(chosen.tolist())) == 96
+    assert set(range(228, 248)) <= set(chosen.tolist())
+    assert any(position < 128 for position in chosen.tolist())
 
 
 def test_a_stopped_segment_saves_what_it_has(tokenizer: Tokenizer, corpus: Corpus, tmp_path: Path) -> None:
