@@ -28,6 +28,16 @@ class Engine(Protocol):
         ...
 
 
+class SchemaEngine(Protocol):
+    """What answers in JSON only, as a schema says."""
+
+    def complete_json(self, prompts: Sequence[str], schemas: Sequence[str], limit: int) -> list[str]:
+        """Return greedy continuations of at most `limit` tokens that each match their JSON schema."""
+        ...
+
+
+MAX_JSON_TOKENS = 400  # five strings of the longest allowed length, one character per token, and their keys
+MAX_STRING_CHARS = 40
 NUM_HOPS = 4  # passages of a chain and of a map-reduce
 Z_95 = 1.959964
 
@@ -93,6 +103,25 @@ def score_valid_json(world: World, count: int, engine: Engine) -> Accuracy:
     tasks = [TASKS["extract"][0](world) for _ in range(count)]
     answers = engine.complete(in_both_forms(tasks), longest(task.answer for task in tasks))
     return Accuracy(sum(same_shape(answer, task.answer) for answer, task in zip(answers, tasks, strict=True)), count)
+
+
+def score_enforced_json(world: World, count: int, engine: SchemaEngine) -> Iterator[tuple[str, Accuracy]]:
+    """Yield how many extractions are valid, and how many are right, where the engine enforces the schema."""
+    tasks = [TASKS["extract"][0](world) for _ in range(count)]
+    wanted = [task.answer for task in tasks]
+    answers = engine.complete_json(in_both_forms(tasks), [schema_of(answer) for answer in wanted], MAX_JSON_TOKENS)
+    pairs = list(zip(answers, wanted, strict=True))
+    yield "extract_schema_valid", Accuracy(sum(same_shape(*pair) for pair in pairs), count)
+    right = sum(same_shape(answer, own) and json.loads(answer) == json.loads(own) for answer, own in pairs)
+    yield "extract_schema_right", Accuracy(right, count)
+
+
+def schema_of(answer: str) -> str:
+    """Return the JSON schema of an answer: its fields in their order, nothing else, and no value without end."""
+    text = {"type": "string", "maxLength": MAX_STRING_CHARS}
+    number = {"type": "integer", "minimum": 0, "maximum": 99_999}
+    fields = {name: number if isinstance(value, int) else text for name, value in json.loads(answer).items()}
+    return json.dumps({"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False})
 
 
 def same_shape(text: str, wanted: str) -> bool:
