@@ -218,6 +218,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--streaming-share", type=float, default=share, help="share of samples that are StreamEval")
     parser.add_argument("--sink-token", action="store_true", help="begin every row with a learnable sink token")
     parser.add_argument("--sink-share", type=float, default=0.0, help="attention pushed to the first token; 0: none")
+    parser.add_argument("--sink-weight", type=float, default=Recipe().sink_weight, help="of that push in the loss")
     parser.add_argument("--eager", action="store_true", help="do not compile (no C++ compiler is needed then)")
     return parser.parse_args()
 
@@ -232,6 +233,7 @@ def main() -> None:
         tokens_per_step=arguments.tokens_per_step,
         sink_token=arguments.sink_token,
         sink_share=arguments.sink_share,
+        sink_weight=arguments.sink_weight,
     )
     segment = Segment(
         out=arguments.out,
