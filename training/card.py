@@ -33,9 +33,11 @@ SUITE_WORDS = {
     "notes": "who is where, one passage (map)",
     "refine_notes": "add a passage to notes (chain step)",
     "merge_notes": "merge notes (reduce step)",
-    "extract": "fields into JSON, exact",
+    "extract": "fields into JSON, exact text",
     "choice": "pick one of the choices",
     "extract_valid": "fields into JSON, valid for the schema",
+    "extract_schema_right": "fields into JSON, right, with the schema enforced",
+    "extract_schema_valid": "fields into JSON, valid, with the schema enforced",
     "chain": "chain over 4 passages, own notes",
     "map_reduce": "map-reduce over 4 passages, own notes",
 }
@@ -67,6 +69,7 @@ def language_table(figures: dict[str, Any]) -> str:
         f"perplexity past a cache of {figures['window_cache_tokens']} tokens": ", ".join(
             f"{name}: {value:.1f}" for name, value in windows.items()
         ),
+        "perplexity of a window over 4 sinks + window": f"{figures['window_over_sinks']:.2f}",
     }
     return "\n".join(["| figure | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
@@ -87,7 +90,7 @@ def render_card(evaluation: dict[str, Any], progress: dict[str, float], model: M
         "WIDTH": str(model.hidden_size),
         "HEADS": f"{model.num_heads} of {model.head_dim}",
         "LENGTH": str(model.max_len),
-        "TASK_TABLE": task_table(evaluation["tasks"]),
+        "TASK_TABLE": task_table(evaluation["tasks"] | evaluation["tasks_with_schema"]),
         "LANGUAGE_TABLE": language_table(evaluation["language"]),
     }
     text = TEMPLATE.read_text(encoding="utf-8")
