@@ -15,7 +15,7 @@ import pytest
 from kea.cluster import EngineClient, ProcessChannel
 from kea.engine.base import ContextSpec
 from kea.engine.config import EngineConfig
-from kea.errors import EngineDied
+from kea.errors import EngineDied, ModelLoadFailed
 from kea.types import GenerateOptions, Sampling, Stopping
 
 OPTIONS = GenerateOptions(Stopping(3, ignore_eos=True), Sampling(temperature=0.0))
@@ -75,6 +75,31 @@ def test_the_worker_ends_when_its_parent_is_killed(stories260k: Path, tmp_path: 
     while _is_running(worker) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not _is_running(worker)
+
+
+async def test_the_worker_ends_without_the_end_of_its_interpreter(stories260k: Path) -> None:
+    class Watched(ProcessChannel):
+        took_s = 0.0
+        status: int | None = None
+
+        def close(self) -> None:
+            worker, began_s = self._worker, time.monotonic()
+            super().close()
+            if worker is not None:
+                self.took_s, self.status = time.monotonic() - began_s, worker.process.returncode
+
+    channel = Watched(_config(stories260k))
+    engine = await EngineClient.start(channel)
+    await engine.snapshot()
+    await engine.close()
+    assert channel.status == 0, "it was killed"
+    assert channel.took_s < 1.0  # with torch in it, an interpreter takes longer to end
+
+
+async def test_why_a_model_cannot_be_loaded_outlives_the_worker(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"')
+    with pytest.raises(ModelLoadFailed):
+        await EngineClient.start(ProcessChannel(_config(tmp_path)))
 
 
 async def test_a_worker_that_takes_nothing_holds_up_nobody(stories260k: Path) -> None:

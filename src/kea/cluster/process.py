@@ -4,7 +4,8 @@ The worker is a fresh interpreter that imports this module, and nothing of the p
 `multiprocessing`, a script needs no `if __name__ == "__main__"`, and runs once. Three threads keep the pipe flowing, so
 that neither side ever waits for the other: one in the worker that takes commands while a step runs, and here one that
 sends and one that takes messages. The worker ends when its pipe closes, so it never outlives this process, and it
-ignores SIGINT: a Ctrl-C is for the parent to handle.
+ignores SIGINT: a Ctrl-C is for the parent to handle. Its own end skips what an interpreter does at its end, which takes
+seconds once torch is imported, and of which nobody has anything.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
+import os
 import queue
 import signal
 import subprocess
@@ -19,6 +21,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
+from typing import NoReturn
 
 from kea.cluster.base import Died, Message, Ready, Receiver
 from kea.cluster.loop import CLOSE, Inbox, run_engine
@@ -29,7 +32,8 @@ from kea.errors import EngineDied
 
 logger = logging.getLogger(__name__)
 
-JOIN_S = 10.0
+JOIN_S = 2.0
+"""How long a worker may take to end: a step. What it would still compute, nobody reads."""
 MAIN = "import sys; sys.path[:] = {path!r}; from kea.cluster.process import work; work({fd})"
 
 
@@ -89,7 +93,7 @@ class Worker:
             self.process.wait(patience_s)
         except subprocess.TimeoutExpired:
             if patience_s:
-                logger.warning("the engine's process did not end in %.0f s and is killed", patience_s)
+                logger.info("the engine's process did not end in %.0f s and is killed", patience_s)
             self.process.kill()
             self.process.wait()
 
@@ -150,6 +154,15 @@ def work(fd: int) -> None:
         config: EngineConfig = connection.recv()
         threading.Thread(target=_take_commands, args=(connection, inbox), name="kea-engine-inbox", daemon=True).start()
         run_engine(config, inbox, lambda messages: connection.send(pack(messages)))
+    _leave()
+
+
+def _leave() -> NoReturn:
+    """End this process at once. Every message was sent: the pipe holds it for the parent."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _take_commands(connection: Connection, inbox: Inbox) -> None:
