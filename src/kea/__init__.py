@@ -5,10 +5,10 @@ Importing this package imports neither torch nor the server. What authors use is
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as in typing, whose import is most of what the command `kea` waits for before it takes Ctrl-C
 if TYPE_CHECKING:
+    from typing import Any
+
     from kea import errors
     from kea.client import (
         LATENCY,
@@ -62,6 +62,8 @@ _HOMES = {"Criteria": "kea.types", "KeaError": "kea.errors"}
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'kea' has no attribute {name!r}")
+    from importlib import import_module
+
     if name == "errors":
         return import_module("kea.errors")
     value = getattr(import_module(_HOMES.get(name, "kea.client")), name)

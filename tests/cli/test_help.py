@@ -79,3 +79,9 @@ def test_flags_are_permanent(command: CommandTree) -> None:
 
 def test_the_short_list_of_commands() -> None:
     assert list(TREE.commands) == ["demo", "serve", "run", "chat", "complete", "models", "doctor", "bench"]
+
+
+def test_the_help_of_serve_tells_how_it_ends() -> None:
+    words = " ".join(next(command.help for command in COMMANDS if command.name == "kea serve").split())
+    assert "Ctrl-C or SIGTERM stops it" in words
+    assert "Exit status: 0 stopped, 130 interrupted before it was ready, 1 failed" in words

@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from openai import AuthenticationError, OpenAI
+from openai import APIError, AuthenticationError, OpenAI
 
 from tests.cli.support import Served, children_of, is_running, kea, serve, start
 
@@ -48,6 +48,7 @@ def test_lines_for_people_keys_functions_and_an_end_by_sigint(stories260k: Path,
     assert f"serves stories260k at {server.url}" in said
     assert "context 256 tokens" in said
     assert "2 API keys" in said
+    assert said.splitlines()[-2:] == ["Shutting down.", "Stopped."]
     assert KEY not in said
     assert "Traceback" not in said
 
@@ -78,13 +79,46 @@ def test_guessed_tokens_change_nothing_and_are_counted(stories260k: Path) -> Non
 
 
 @LINUX
-def test_the_engine_ends_with_a_server_that_is_told_to(stories260k: Path) -> None:
-    with serve(str(stories260k), "--kv-memory", "8MiB") as server:
+def test_a_supervisors_signal_to_all_lets_a_stream_end(stories260k: Path) -> None:
+    with serve(str(stories260k), "--kv-memory", "8MiB", "--shutdown-grace-s", "60") as server:
         children = children_of(server.process.pid)
         assert children
-        server.process.terminate()
+        client = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        options = {"ignore_eos": True}
+        stream = client.completions.create(
+            model="stories260k", prompt="Once", max_tokens=400, stream=True, extra_body=options
+        )
+        next(stream)
+        os.killpg(server.process.pid, signal.SIGTERM)
+        reasons = [chunk.choices[0].finish_reason for chunk in stream]
+        assert reasons[-1] == "length"
         assert server.process.wait(60) == 0
         assert [pid for pid in children if is_running(pid)] == []
+        assert server.process.stderr is not None
+        said = server.process.stderr.read().splitlines()
+    assert said[-2:] == [
+        "Shutting down: waiting up to 60 s for 1 request; Ctrl-C again ends them now.",
+        "Stopped.",
+    ]
+
+
+def test_a_second_ctrl_c_ends_streams_with_an_error_and_says_so(stories260k: Path) -> None:
+    with serve(str(stories260k), "--kv-memory", "8MiB") as server:
+        client = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        stream = client.completions.create(
+            model="stories260k", prompt="Once", max_tokens=450, stream=True, extra_body={"ignore_eos": True, "n": 32}
+        )
+        next(stream)
+        for _ in range(2):
+            os.killpg(server.process.pid, signal.SIGINT)
+            time.sleep(0.05)  # two signals that are not taken yet are one
+        with pytest.raises(APIError, match="shut down before"):
+            list(stream)
+        assert server.process.wait(60) == 0
+        assert server.process.stderr is not None
+        said = server.process.stderr.read().splitlines()
+    assert said[-2:] == ["Shutting down: ending 1 request now.", "Stopped."]
+    assert not any("Traceback" in line for line in said)
 
 
 @LINUX
@@ -99,13 +133,16 @@ def test_a_killed_server_leaves_no_engine(stories260k: Path) -> None:
 
 
 @LINUX
-def test_ctrl_c_while_the_model_loads_is_clean(stories260k: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_model_loads_ends_it_at_once(number: signal.Signals, stories260k: Path) -> None:
     with start("serve", str(stories260k), "--port", "0") as process:
         deadline_s = time.monotonic() + 60
         while not (children := children_of(process.pid)) and time.monotonic() < deadline_s:
             time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGINT)
+        began_s = time.monotonic()
+        os.killpg(process.pid, number)
         _, said = process.communicate(timeout=60)
+        assert time.monotonic() - began_s < 2  # imports alone, which were waited for, take longer
         assert process.returncode == 130, said
         assert said.splitlines()[-1] == "Interrupted."
         assert "Traceback" not in said

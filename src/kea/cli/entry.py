@@ -1,15 +1,18 @@
-"""The entry point of `kea`: how errors and interrupts end it. Imports the commands inside, where Ctrl-C is clean.
+"""The entry point of `kea`: how errors and interrupts end it. Imports everything inside, where Ctrl-C is clean.
 
 Exit status: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted. An error is a sentence on standard error; its
-traceback appears with `KEA_DEBUG=1`.
+traceback appears with `KEA_DEBUG=1`. A server's process ends without the end of its interpreter, which takes a second
+once a model's libraries are imported; what was registered to run at the end does run.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
-from typing import NoReturn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -17,7 +20,10 @@ FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 def main() -> None:
     """Run the command line and exit with its status."""
     try:
-        sys.exit(_run())
+        status, is_server = _run()
+        if is_server:
+            _leave(status)
+        sys.exit(status)
     except KeyboardInterrupt:
         _end_interrupted()
     except SystemExit as ending:
@@ -26,19 +32,32 @@ def main() -> None:
         raise
 
 
-def _run() -> int:
-    """Run the command; what typer itself ends (usage, interrupts) comes as `SystemExit`."""
+def _run() -> tuple[int, bool]:
+    """Run the command: its status, and whether it was a server. What typer ends (usage, interrupts) is `SystemExit`."""
     from kea.cli.app import app
     from kea.cli.running import ApplicationFailed
+    from kea.cli.serving import ServerEnded
     from kea.errors import KeaError
 
     try:
         app()
     except ApplicationFailed:
-        return FAILED
+        return FAILED, False
     except KeaError as error:
-        return _tell(error)
-    return 0
+        return _tell(error), False
+    except ServerEnded as ending:
+        return _tell_end(ending.reason), True
+    return 0, False
+
+
+def _tell_end(reason: BaseException | None) -> int:
+    """Tell how a server ended: it was stopped, it was interrupted before it was ready, or an error."""
+    from kea.errors import KeaError
+
+    if isinstance(reason, KeaError):
+        return _tell(reason)
+    sys.stderr.write("Stopped.\n" if reason is None else "Interrupted.\n")
+    return 0 if reason is None else INTERRUPTED
 
 
 def _tell(error: Exception) -> int:
@@ -59,10 +78,29 @@ def _end_interrupted() -> NoReturn:
     """Say so and exit; at once where a thread was left behind, for which an ordinary exit would wait."""
     from kea.cluster.abandoned import is_any_alive
 
-    with suppress(OSError):  # a pipe that nobody reads any more
-        sys.stdout.flush()
+    _flush()
     sys.stderr.write("Interrupted.\n")
     sys.stderr.flush()
     if is_any_alive():
         os._exit(INTERRUPTED)
     sys.exit(INTERRUPTED)
+
+
+def _leave(status: int) -> NoReturn:
+    """End the process at once, after what was registered for its end (by functions that users gave)."""
+    import atexit
+
+    from kea.cluster.abandoned import is_any_alive
+
+    if not is_any_alive():  # which waits for the threads that were left behind
+        atexit._run_exitfuncs()
+    _flush()
+    os._exit(status)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # a pipe that nobody reads any more
+            continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ from kea.bench.load.integers import parse_bytes
 from kea.cli import options
 from kea.cli.application import load_functions
 from kea.cli.running import showing_own_errors
-from kea.cli.serving import AUTO, NONE, ServeOrder, serve_until_stopped
+from kea.cli.serving import AUTO, NONE, ServeOrder, run_server
 from kea.cli.target import check_machine, choose_model
 from kea.engine.config import DecodingConfig, EngineConfig
 from kea.errors import InvalidRequest, Unsupported
@@ -101,7 +100,9 @@ def serve(
         Path | None,
         _server("A Python file: programs may call the functions that it defines.", metavar="FILE.py"),
     ] = None,
-    shutdown_grace_s: Annotated[float, _server("How long requests may go on after Ctrl-C.", metavar="SECONDS")] = 30.0,
+    shutdown_grace_s: Annotated[
+        float, _server("How long requests may go on after the first Ctrl-C or SIGTERM.", metavar="SECONDS")
+    ] = 30.0,
     json_ready: Annotated[
         bool, _server("When ready, print one line of JSON: host, port, url, model, pid.", "--json-ready")
     ] = False,
@@ -126,7 +127,12 @@ def serve(
     """Serve a model: OpenAI's API, and Kea's own for whole programs.
 
     Only this machine reaches it, unless --host says otherwise; that needs an
-    API key.
+    API key (--api-key).
+
+    Ctrl-C or SIGTERM stops it: requests that run may go on for
+    --shutdown-grace-s, new ones are refused; a second one ends them at once, each
+    with an error. Exit status: 0 stopped, 130 interrupted before it was ready,
+    1 failed (the engine died too often), 2 wrong usage or input.
 
     Examples:
 
@@ -184,7 +190,7 @@ def serve(
         _read_template(chat_template),
     )
     check_machine(config)
-    asyncio.run(serve_until_stopped(order))
+    run_server(order)
 
 
 def _decoding(tpot_objective_ms: float | None, max_burst_ms: float, speculation: Speculation) -> DecodingConfig:

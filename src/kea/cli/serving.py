@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from kea import __version__
 from kea.cli.console import LoadingView, err, out
 from kea.engine.config import EngineConfig
+from kea.errors import KeaError
 from kea.models.source import GENERATION_FILES, SAMPLING_KEYS
 from kea.server.config import ServerConfig
 from kea.service import NativeFunction, ServiceConfig
@@ -20,8 +22,9 @@ from kea.types import Sampling
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from kea.cluster import EngineClient
     from kea.engine.base import EngineInfo
-    from kea.errors import KeaError
+    from kea.models import Tokenizer
     from kea.server.run import Ready, Server
 
 AUTO, NONE = "auto", "none"
@@ -46,31 +49,77 @@ class ServeOrder:
     chat_template: str | None = None
 
 
-async def serve_until_stopped(order: ServeOrder) -> None:
-    """Load, serve until a signal asks for the end, end the engine.
+class ServerEnded(BaseException):
+    """`kea serve` is over: its process may end at once. `reason` is None where the server was told to stop.
 
-    Raises what prevents it from starting, and `EngineDied` where the engine was given up.
+    Else it is a `KeaError`, or the `KeyboardInterrupt` that came before it was ready. No `Exception`: the commands'
+    framework is to pass it on.
+    """
+
+    def __init__(self, reason: BaseException | None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def run_server(order: ServeOrder) -> NoReturn:
+    """Serve until the end, and raise `ServerEnded`."""
+    try:
+        asyncio.run(serve_until_stopped(order))
+    except (KeaError, KeyboardInterrupt) as reason:
+        raise ServerEnded(reason) from reason
+    raise ServerEnded(None)
+
+
+async def serve_until_stopped(order: ServeOrder) -> None:
+    """Load, serve until a signal asks for the end, end the engine. Runs in the main thread.
+
+    Raises what prevents it from starting, and `EngineDied` where the engine was given up. While it loads, SIGTERM is
+    what SIGINT is: an interrupt that waits for nothing.
     """
     from kea.cluster import start_engine
-    from kea.models import Tokenizer
-    from kea.server.app import create_app
-    from kea.server.run import Server, check_certificate, open_socket
-    from kea.service import Service
+    from kea.cluster.abandoned import call_on_thread
 
-    check_certificate(order.server.web)
-    open_socket(order.server).close()  # an address that cannot be had is told now, not after the model was loaded
-    model, revision = order.engine.model, order.engine.revision
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    await call_on_thread(lambda: _check(order))
     with LoadingView(f"Loading {order.server.model_names[0]}") as view:
-        tokenizer = Tokenizer.load(model, revision=revision, chat_template=order.chat_template)
-        server = replace(order.server, default_sampling=_default_sampling(order))
+        tokenizer, server = await call_on_thread(lambda: _prepare(order))
         engine = await start_engine(order.engine, "process", view.show)
     try:
-        async with Service([engine], tokenizer, config=order.service, functions=order.functions) as service:
-            app = create_app(server, engine, tokenizer, service, service.next_order)
-            shown = replace(order, server=server)
-            await run_while_answered(Server(app, lambda ready: _tell_ready(ready, engine.info, shown)), engine.given_up)
+        await _serve(replace(order, server=server), engine, tokenizer)
     finally:
         await engine.close()
+
+
+def _check(order: ServeOrder) -> None:
+    """Raise what would prevent it from starting, as far as that can be told before anything is loaded."""
+    from kea.server.run import check_certificate, open_socket
+
+    check_certificate(order.server.web)
+    open_socket(order.server).close()
+
+
+def _prepare(order: ServeOrder) -> tuple[Tokenizer, ServerConfig]:
+    """Read what the server itself needs of the model: its tokenizer, and the sampling that it recommends."""
+    from kea.models import Tokenizer
+
+    model, revision = order.engine.model, order.engine.revision
+    tokenizer = Tokenizer.load(model, revision=revision, chat_template=order.chat_template)
+    return tokenizer, replace(order.server, default_sampling=_default_sampling(order))
+
+
+async def _serve(order: ServeOrder, engine: EngineClient, tokenizer: Tokenizer) -> None:
+    from kea.server.app import create_app
+    from kea.server.run import SIGNALS, Server
+    from kea.service import Service
+
+    async with Service([engine], tokenizer, config=order.service, functions=order.functions) as service:
+        app = create_app(order.server, engine, tokenizer, service, service.next_order)
+        server = Server(app, lambda ready: _tell_ready(ready, engine.info, order), on_stop=_tell_stop)
+        try:
+            await run_while_answered(server, engine.given_up)
+        finally:
+            for number in SIGNALS:  # one that comes late asks for what is being done
+                signal.signal(number, signal.SIG_IGN)
 
 
 async def run_while_answered(server: Server, given_up: asyncio.Future[KeaError]) -> None:
@@ -89,6 +138,16 @@ async def run_while_answered(server: Server, given_up: asyncio.Future[KeaError])
     given_up.remove_done_callback(stop)
     if given_up.done():
         raise given_up.result()
+
+
+def _tell_stop(num_requests: int, grace_s: float) -> None:
+    requests = f"{num_requests:,} request{'s' * (num_requests != 1)}"
+    if num_requests == 0:
+        err.print("Shutting down.")
+    elif grace_s:
+        err.print(f"Shutting down: waiting up to {grace_s:g} s for {requests}; Ctrl-C again ends them now.")
+    else:
+        err.print(f"Shutting down: ending {requests} now.")
 
 
 def _default_sampling(order: ServeOrder) -> Sampling:

@@ -4,8 +4,8 @@ The worker is a fresh interpreter that imports this module, and nothing of the p
 `multiprocessing`, a script needs no `if __name__ == "__main__"`, and runs once. Three threads keep the pipe flowing, so
 that neither side ever waits for the other: one in the worker that takes commands while a step runs, and here one that
 sends and one that takes messages. The worker ends when its pipe closes, so it never outlives this process, and it
-ignores SIGINT: a Ctrl-C is for the parent to handle. Its own end skips what an interpreter does at its end, which takes
-seconds once torch is imported, and of which nobody has anything.
+ignores SIGINT and SIGTERM, which terminals and supervisors send to a whole group: they are for the parent to handle.
+Its own end skips what an interpreter does at its end, which takes seconds once torch is imported, for nobody's good.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 JOIN_S = 2.0
 """How long a worker may take to end: a step. What it would still compute, nobody reads."""
+PARENTS = (signal.SIGINT, signal.SIGTERM)
 MAIN = "import sys; sys.path[:] = {path!r}; from kea.cluster.process import work; work({fd})"
 
 
@@ -128,16 +129,16 @@ def _try_receive(connection: Connection) -> Sequence[Message] | None:
 
 
 def _start(fd: int) -> subprocess.Popen[bytes]:
-    """Start a worker that inherits the end `fd` of a pipe, with SIGINT blocked until it ignores it."""
+    """Start a worker that inherits the end `fd` of a pipe, with the signals blocked until it ignores them."""
     code = MAIN.format(path=sys.path, fd=fd)
-    with _interrupts_blocked():
+    with _signals_blocked():
         return subprocess.Popen([sys.executable, "-c", code], pass_fds=(fd,), stdin=subprocess.DEVNULL)
 
 
 @contextlib.contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Block SIGINT in this thread; a process that is started meanwhile inherits that."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _signals_blocked() -> Iterator[None]:
+    """Block the parent's signals in this thread; a process that is started meanwhile inherits that."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, PARENTS)
     try:
         yield
     finally:
@@ -146,8 +147,9 @@ def _interrupts_blocked() -> Iterator[None]:
 
 def work(fd: int) -> None:
     """The worker's main function: run the engine whose configuration is the first thing that comes over the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    for number in PARENTS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PARENTS)
     connection = Connection(fd)
     inbox: Inbox = queue.SimpleQueue()
     with contextlib.suppress(EOFError, BrokenPipeError):  # the parent is gone: nobody is left to be told

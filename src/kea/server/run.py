@@ -43,6 +43,8 @@ class Ready:
 
 
 OnReady = Callable[[Ready], None]
+OnStop = Callable[[int, float], None]
+"""Told, when an end is asked for, how many requests run and how many seconds they may still go on."""
 
 
 class Server:
@@ -53,7 +55,14 @@ class Server:
     `InvalidRequest` where the address cannot be had, or the certificate.
     """
 
-    def __init__(self, app: Starlette, on_ready: OnReady | None = None, *, handles_signals: bool = True) -> None:
+    def __init__(
+        self,
+        app: Starlette,
+        on_ready: OnReady | None = None,
+        on_stop: OnStop | None = None,
+        *,
+        handles_signals: bool = True,
+    ) -> None:
         self._state: AppState = app.state.kea
         self._on_ready = on_ready
         self._handles_signals = handles_signals
@@ -74,6 +83,7 @@ class Server:
             ),
             self._state,
             self._tell_ready,
+            on_stop,
         )
 
     async def run(self) -> None:
@@ -102,10 +112,13 @@ class Server:
 class _Uvicorn(uvicorn.Server):
     """uvicorn, with our readiness and our end."""
 
-    def __init__(self, config: uvicorn.Config, state: AppState, on_started: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, state: AppState, on_started: Callable[[], None], on_stop: OnStop | None
+    ) -> None:
         super().__init__(config)
         self._state = state
         self._on_started = on_started
+        self._on_stop = on_stop
         self._asked = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -145,7 +158,10 @@ class _Uvicorn(uvicorn.Server):
         self._loop.call_soon_threadsafe(self.ask_to_stop)
 
     def ask_to_stop(self) -> None:
-        if self.should_exit:
+        is_again, num_running = self.should_exit, self._state.lifecycle.num_running
+        if self._on_stop is not None and (num_running or not is_again):
+            self._on_stop(num_running, 0.0 if is_again else self._state.config.shutdown_grace_s)
+        if is_again:
             self._state.lifecycle.end()
         self.should_exit = True
         self._asked.set()
