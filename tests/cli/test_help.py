@@ -26,7 +26,9 @@ FLAGS = {
     "kea models": {"--dtype", "--json"},
     "kea run": {"--json", "--model", "--quiet", "-q", *ENGINE, *WHERE},
     "kea serve": {
-        "--api-key", "--functions", "--host", "--insecure", "--json-ready", "--max-body-bytes",
+        "--allowed-hosts", "--allowed-origins", "--api-key", "--chat-template", "--functions",
+        "--generation-config", "--ssl-certfile", "--ssl-keyfile",
+        "--host", "--insecure", "--json-ready", "--max-body-bytes", "--max-burst-ms", "--max-session-bytes-per-key",
         "--max-num-batched-tokens", "--max-num-seqs", "--max-pending-calls-per-key", "--max-requests-per-key",
         "--max-sessions-per-key", "--no-parrot-routes", "--num-speculative-tokens", "--port",
         "--prompt-lookup-max", "--prompt-lookup-min", "--reasoning-parser", "--revision", "--served-model-name",
