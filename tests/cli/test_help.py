@@ -32,7 +32,8 @@ FLAGS = {
         "--max-num-batched-tokens", "--max-num-seqs", "--max-pending-calls-per-key", "--max-requests-per-key",
         "--max-sessions-per-key", "--no-parrot-routes", "--num-speculative-tokens", "--port",
         "--prompt-lookup-max", "--prompt-lookup-min", "--reasoning-parser", "--revision", "--served-model-name",
-        "--session-idle-s", "--shutdown-grace-s", "--tool-call-parser", "--tpot-objective-ms", *ENGINE,
+        "--session-idle-s", "--session-lease-s", "--shutdown-grace-s", "--tool-call-parser", "--tpot-objective-ms",
+        *ENGINE,
     },
 }  # fmt: skip
 

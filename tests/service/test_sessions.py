@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from kea.errors import (
+    Cancelled,
     EngineDied,
     EngineFault,
     InvalidRequest,
@@ -17,7 +18,7 @@ from kea.errors import (
 from kea.program.status import CallState
 from kea.service import ServiceConfig, check_secret
 from tests.fakes.engine import FakeEngine, scripted
-from tests.service.programs import call, fails, program, service, settle, shout
+from tests.service.programs import call, fails, program, service, settle, shout, states
 
 
 async def test_limits_are_kept() -> None:
@@ -142,6 +143,39 @@ async def test_a_session_whose_calls_wait_for_a_client_that_went_away_expires() 
         now[0] = 21.0
         assert some.expire_idle() == 1
         assert some.snapshot().num_pending == 0
+
+
+async def test_calls_whose_client_is_silent_are_cancelled_after_the_lease() -> None:
+    now = [0.0]
+    engine = FakeEngine()
+    engine.hold()
+    async with service(engine, clock=lambda: now[0]) as some:
+        gone, there, read = (some.create_session(lease_s=10.0) for _ in range(3))
+        own = some.create_session()
+        for session in (gone, there, read, own):
+            some.submit(session, program(call("a", "a{{x}}", x={}), call("b", "{{x}}{{y}}", y={})))
+        reader = asyncio.create_task(some.get(read, "y"))
+        await settle(some)
+        now[0] = 9.0
+        some.session(there.identity.id)
+        assert some.cancel_forsaken() == 0
+        now[0] = 11.0
+        assert some.cancel_forsaken() == 2
+        await settle(some)
+        assert states(some, gone) == {"a": "cancelled", "b": "cancelled"}
+        for session in (there, read, own):
+            assert states(some, session) == {"a": "running", "b": "blocked"}
+        failure = await fails(some, gone, "y")
+        assert isinstance(failure, Cancelled)
+        assert "call 'b' was cancelled: its session had no request and no reader for 10 s." in str(failure)
+        reader.cancel()
+        await settle(some)
+        now[0] = 20.9
+        assert some.cancel_forsaken() == 2, "the lease of one that was read begins with the reader's end"
+        now[0] = 21.0
+        assert some.cancel_forsaken() == 2
+        assert states(some, own) == {"a": "running", "b": "blocked"}
+        assert some.snapshot().num_sessions == 4
 
 
 @pytest.mark.parametrize("field", ["calls_per_engine", "native_threads", "max_attempts"])

@@ -96,6 +96,10 @@ def serve(
     session_idle_s: Annotated[
         float, _server("Close a session that was not used for this long.", metavar="SECONDS")
     ] = 3600.0,
+    session_lease_s: Annotated[
+        float,
+        _server("Cancel a session's calls after this long without a request or a reader.", metavar="SECONDS"),
+    ] = 60.0,
     functions: Annotated[
         Path | None,
         _server("A Python file: programs may call the functions that it defines.", metavar="FILE.py"),
@@ -164,9 +168,7 @@ def serve(
         api_keys=tuple(ApiKey.from_secret(key) for key in api_key or ()),
         insecure=insecure,
         model_names=tuple(served_model_name or (source.name,)),
-        limits=Limits(
-            max_body_bytes=parse_bytes(max_body_bytes, "max-body-bytes"), max_requests_per_key=max_requests_per_key
-        ),
+        limits=_limits(max_body_bytes, max_requests_per_key, session_lease_s),
         parrot_routes=not no_parrot_routes,
         tool_call_parser=tool_call_parser,
         reasoning_parser=reasoning_parser,
@@ -191,6 +193,14 @@ def serve(
     )
     check_machine(config)
     run_server(order)
+
+
+def _limits(max_body_bytes: str, max_requests_per_key: int, session_lease_s: float) -> Limits:
+    return Limits(
+        max_body_bytes=parse_bytes(max_body_bytes, "max-body-bytes"),
+        max_requests_per_key=max_requests_per_key,
+        session_lease_s=session_lease_s,
+    )
 
 
 def _decoding(tpot_objective_ms: float | None, max_burst_ms: float, speculation: Speculation) -> DecodingConfig:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import socket
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, contextmanager
@@ -19,6 +21,9 @@ from kea.types import Criteria
 if TYPE_CHECKING:
     import httpx2
 
+logger = logging.getLogger(__name__)
+
+BEATS_PER_LEASE = 3
 CONNECT_TIMEOUT_S = 10.0
 POLL_S = 30.0
 """So long one request waits for a variable: proxies end those on which nothing comes for a minute."""
@@ -39,6 +44,7 @@ class HttpTransport:
         self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._stack = AsyncExitStack()
         self._client: httpx2.AsyncClient | None = None
+        self._heartbeats: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         import httpx2
@@ -54,9 +60,17 @@ class HttpTransport:
     async def open_session(self, name: str) -> HttpChannel:
         assert self._client is not None, "the transport is not open"
         opened = await request(self._client, "POST", "/v1/sessions", json={"name": name})
-        return HttpChannel(self._client, int(opened["session_id"]), str(opened["session_secret"]))
+        channel = HttpChannel(self._client, int(opened["session_id"]), str(opened["session_secret"]))
+        lease_s = opened.get("lease_s")
+        if lease_s is not None:
+            heartbeat = asyncio.get_running_loop().create_task(channel.keep(float(lease_s) / BEATS_PER_LEASE))
+            self._heartbeats.add(heartbeat)
+            heartbeat.add_done_callback(self._heartbeats.discard)
+        return channel
 
     async def close(self) -> None:
+        for heartbeat in self._heartbeats:
+            heartbeat.cancel()
         await self._stack.aclose()
 
 
@@ -90,6 +104,21 @@ class HttpChannel:
         self._reads = SharedReads(self._read_each, READ_LINGER_S)
         self._num_alone = 0
         self._is_closed = False
+        self._heartbeat: asyncio.Task[None] | None = None
+
+    async def keep(self, interval_s: float) -> None:
+        """Tell the server again and again that this client is there, until the session is closed; it ends its calls
+        else, as those of a client that was killed.
+        """
+        self._heartbeat = asyncio.current_task()
+        while True:
+            await asyncio.sleep(interval_s)
+            try:
+                await self._request("POST", "/renew")
+            except (NotFound, Cancelled):
+                return  # it is closed: whoever uses it next is told
+            except KeaError as error:
+                logger.debug("a session was not renewed, and will be tried again: %s", error)
 
     async def submit(self, program: Program) -> None:
         await self._request("POST", "/calls", json=program_to_json(program))
@@ -164,6 +193,8 @@ class HttpChannel:
 
     async def close(self) -> None:
         self._is_closed = True
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()
         try:
             await request(self._client, "DELETE", self._path, headers=self._headers)
         except NotFound:

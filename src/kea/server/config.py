@@ -42,6 +42,8 @@ class ApiKey:
 class Limits:
     """What one request, and one key, may ask for; sessions and their calls have theirs in `kea.service`, prompts the
     model's length.
+
+    `session_lease_s`: how long the calls of a session run on without a request or a reader of its client.
     """
 
     max_body_bytes: int = 32 * 1024 * 1024
@@ -51,6 +53,7 @@ class Limits:
     max_requests_per_key: int = 4096
     max_stored_responses: int = 4096
     stored_response_s: float = 3600.0
+    session_lease_s: float = 60.0
 
     def __post_init__(self) -> None:
         for name in self.__slots__:

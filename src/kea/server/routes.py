@@ -129,6 +129,7 @@ SESSIONS = (
     _own("POST", "/v1/sessions", sessions.create_session, "Open a session.", SessionBody, SessionReply, status=201),
     _own("GET", SESSION, sessions.get_session, "Tell a session's state and timeline."),
     _own("DELETE", SESSION, sessions.delete_session, "Close a session.", reply=EmptyReply),
+    _own("POST", SESSION + "/renew", sessions.renew_session, "Say that the client is still there.", reply=EmptyReply),
     _own("POST", SESSION + "/calls", sessions.submit_program, "Submit a program.", ProgramBody, EmptyReply, status=202),
     _own(
         "POST",

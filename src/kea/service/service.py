@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import math
 import secrets
 import time
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ from kea.types import Criteria
 
 logger = logging.getLogger(__name__)
 
-MAX_REAP_INTERVAL_S = 30.0
+MAX_REAP_INTERVAL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,9 @@ class ServiceSnapshot:
 
 
 class Service:
-    """Use it as an async context manager: idle sessions are closed while it is open, all sessions at its end."""
+    """Use it as an async context manager: while it is open, idle sessions are closed, and calls end whose client is
+    gone; at its end all sessions are closed.
+    """
 
     def __init__(
         self,
@@ -96,8 +99,11 @@ class Service:
             self._end(session, ServiceClosing("the service is shutting down.", hint="Try again later."))
         await self._dispatcher.close()
 
-    def create_session(self, *, tenant: str = "", name: str = "") -> Session:
-        """Open a session. Raises `LimitExceeded` when the tenant has its number, `ServiceClosing`."""
+    def create_session(self, *, tenant: str = "", name: str = "", lease_s: float = math.inf) -> Session:
+        """Open a session. Raises `LimitExceeded` when the tenant has its number, `ServiceClosing`.
+
+        `lease_s`: after so long without a request or a reader its calls are cancelled (infinite: they run to the end).
+        """
         if self._is_closed:
             raise ServiceClosing("the service is shutting down.", hint="Try again later.")
         owner = self._tenants.setdefault(tenant, Tenant(tenant))
@@ -110,7 +116,7 @@ class Service:
         session_id = secrets.randbits(53)
         while session_id in self._sessions:
             session_id = secrets.randbits(53)
-        session = Session(SessionIdentity(session_id, secrets.token_urlsafe(24), name), owner, self._host)
+        session = Session(SessionIdentity(session_id, secrets.token_urlsafe(24), name), owner, self._host, lease_s)
         self._sessions[session_id] = session
         return session
 
@@ -181,6 +187,16 @@ class Service:
             self._end(session, Cancelled("the session was idle for too long and was closed."))
         return len(idle)
 
+    def cancel_forsaken(self) -> int:
+        """Cancel what runs in sessions whose lease was not renewed; return how many calls that ended."""
+        num_cancelled = 0
+        for session in [session for session in self._sessions.values() if session.is_forsaken()]:
+            reason = f": its session had no request and no reader for {session.lease_s:g} s"
+            cancelled = session.cancel(reason=reason)
+            logger.info("%d calls of session %d were cancelled%s", len(cancelled), session.identity.id, reason)
+            num_cancelled += len(cancelled)
+        return num_cancelled
+
     def next_order(self) -> float:
         """Return the place of a single request among the applications: as if it were one that arrives now."""
         self._host.ledger.num_applications += 1
@@ -232,6 +248,7 @@ class Service:
         interval_s = min(MAX_REAP_INTERVAL_S, max(0.1, self.config.idle_s / 4))
         while True:
             await asyncio.sleep(interval_s)
+            self.cancel_forsaken()
             self.expire_idle()
 
 

@@ -6,6 +6,7 @@ reads those, at once, however long the chain: every variable is told the first c
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -86,9 +87,12 @@ class SessionHost:
 
 
 class Session:
-    """Made by `Service.create_session`; `close` (by its owner, or when it was idle for long) ends what still runs."""
+    """Made by `Service.create_session`; `close` (by its owner, or when it was idle for long) ends what still runs.
 
-    def __init__(self, identity: SessionIdentity, tenant: Tenant, host: SessionHost) -> None:
+    `lease_s`: how long calls run on for a client that neither asks nor reads (infinite: to their end).
+    """
+
+    def __init__(self, identity: SessionIdentity, tenant: Tenant, host: SessionHost, lease_s: float = math.inf) -> None:
         self.identity = identity
         self.tenant = tenant
         self.graph = ProgramGraph()
@@ -100,7 +104,8 @@ class Session:
         self.num_started = 0
         self.num_readers = 0
         self.began_s = host.clock()
-        self.last_used_s = self.began_s
+        self.last_used_s = self.asked_s = self.began_s
+        self.lease_s = lease_s
         self.closed_by: KeaError | None = None
         self._host = host
         self._dispatch = host.dispatch
@@ -185,7 +190,7 @@ class Session:
             failure.__cause__ = error
         self._fail_variables(record.spec.writes, failure)
 
-    def cancel(self, call_ids: Iterable[str] | None = None) -> list[str]:
+    def cancel(self, call_ids: Iterable[str] | None = None, reason: str = "") -> list[str]:
         """Cancel calls (all of them when None) that have not ended; return their ids. Raises `NotFound`."""
         ids = list(self.records) if call_ids is None else list(call_ids)
         unknown = next((call_id for call_id in ids if call_id not in self.records), None)
@@ -194,7 +199,7 @@ class Session:
         cancelled = [call_id for call_id in dict.fromkeys(ids) if not self.records[call_id].has_ended]
         for call_id in reversed(self.graph.in_order(cancelled)):  # consumers first: they are cancelled, not failed
             record = self.records[call_id]
-            self.fail_call(record, Cancelled(f"call {record.spec.name!r} was cancelled."))
+            self.fail_call(record, Cancelled(f"call {record.spec.name!r} was cancelled{reason}."))
         return cancelled
 
     def close(self, error: KeaError | None = None) -> None:
@@ -223,8 +228,8 @@ class Session:
         )
 
     def touch(self) -> None:
-        """Say that the session was used now."""
-        self.last_used_s = self._clock()
+        """Say that its client asked for something now, or read until now."""
+        self.last_used_s = self.asked_s = self._clock()
 
     def is_idle(self, idle_s: float) -> bool:
         """Tell whether nothing ran, read or asked for `idle_s` seconds.
@@ -232,6 +237,10 @@ class Session:
         Calls that are blocked while nothing runs wait for a variable that only the client can set.
         """
         return not self.num_started and not self.num_readers and self._clock() - self.last_used_s >= idle_s
+
+    def is_forsaken(self) -> bool:
+        """Tell whether calls run for a client that was silent for longer than its lease."""
+        return self.num_started > 0 and not self.num_readers and self._clock() - self.asked_s >= self.lease_s
 
     def check(self) -> None:
         """Assert that the books agree: pending calls, missing inputs, states of outputs."""
@@ -346,7 +355,7 @@ class Session:
         ledger.num_ended[state] += 1
         ledger.prompt_tokens += record.prompt_len
         ledger.output_tokens += record.output_len
-        self.touch()
+        self.last_used_s = self._clock()
 
     def _fail_variables(self, variable_ids: Sequence[str], failure: KeaError) -> None:
         """Fail outputs and whatever depends on them; a list of work instead of recursion, for long chains."""

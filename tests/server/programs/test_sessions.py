@@ -7,13 +7,20 @@ from typing import Any
 
 import pytest
 
+import kea
+from kea import connect
 from kea.errors import EngineFault, error_from_dict
 from kea.program.events import EventDecoder, StreamEvent
-from kea.server.config import ApiKey, ServerConfig
+from kea.server.config import ApiKey, Limits, ServerConfig
 from kea.server.programs import sessions
 from kea.server.sse import with_keep_alive
 from tests.fakes.engine import FakeEngine, scripted
 from tests.server.support import Serving, serving
+
+
+@kea.function
+def hello(text: kea.Output(max_tokens=10)):  # type: ignore[no-untyped-def,valid-type]
+    """hello {{text}}"""
 
 
 class Session:
@@ -269,3 +276,43 @@ async def test_comments_keep_a_silent_stream_alive() -> None:
 
 def test_the_header_is_the_documented_one() -> None:
     assert "X-Kea-Session-Secret".lower() == sessions.SECRET_HEADER
+
+
+async def test_calls_of_a_client_that_vanished_are_cancelled_unless_it_said_so() -> None:
+    engine = FakeEngine()
+    engine.hold()
+    config = ServerConfig(port=0, limits=Limits(session_lease_s=1.0))
+    async with serving(engine, config) as running:
+        gone, detached, alive = [await Session.open(running, detached=detached) for detached in (False, True, False)]
+        for session in (gone, detached, alive):
+            await session.submit(call("c", "hi {{x}}", [writes("x", "v")]))
+        for _ in range(10):
+            await asyncio.sleep(0.25)
+            assert await alive.send("POST", "/renew") == (200, {})
+        answers = {session: await session.send("GET") for session in (gone, detached, alive)}
+        assert [answers[session][1]["calls"][0]["state"] for session in answers] == ["cancelled", "running", "running"]
+        status, answer = await gone.send("GET", "/variables/v")
+        assert status == 409
+        assert "its session had no request and no reader for 1 s" in answer["error"]["message"]
+
+
+@pytest.mark.parametrize(("config", "body", "lease_s"), [(60, {}, 60), (7, {}, 7), (60, {"detached": True}, None)])
+async def test_a_session_tells_its_lease(config: float, body: dict[str, Any], lease_s: float | None) -> None:
+    limits = Limits(session_lease_s=config)
+    async with serving(config=ServerConfig(port=0, limits=limits)) as running:
+        answer = (await running.http.post("/v1/sessions", json=body)).json()
+        assert answer["lease_s"] == lease_s
+        async with connect(running.url) as session:  # ends at once, without waiting for its next heartbeat
+            assert not (await session.astatus()).calls
+
+
+async def test_keas_own_client_renews_its_lease() -> None:
+    engine = FakeEngine(scripted("written"))
+    engine.hold()
+    config = ServerConfig(port=0, limits=Limits(session_lease_s=1.0))
+    async with serving(engine, config) as running, connect(running.url) as session:
+        variable = hello()
+        await asyncio.sleep(2.5)
+        assert [row.state.value for row in (await session.astatus()).calls] == ["running"]
+        engine.release()
+        assert await variable.aget() == "written"

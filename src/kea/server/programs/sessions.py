@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
@@ -35,14 +36,21 @@ SECRET_HEADER = "x-kea-session-secret"
 async def create_session(call: Call) -> ASGIApp:
     """Open a session of the caller's."""
     body: SessionBody = call.body
-    session = call.state.service.create_session(tenant=call.tenant, name=body.name)
-    identity = session.identity
-    return SessionReply(session_id=identity.id, session_secret=identity.secret).to_response(201)
+    lease_s = math.inf if body.detached else call.state.config.limits.session_lease_s
+    identity = call.state.service.create_session(tenant=call.tenant, name=body.name, lease_s=lease_s).identity
+    told_s = lease_s if math.isfinite(lease_s) else None
+    return SessionReply(session_id=identity.id, session_secret=identity.secret, lease_s=told_s).to_response(201)
 
 
 async def get_session(call: Call) -> ASGIApp:
     """Answer with the session's status and timeline."""
     return json_response(call.state.service.status(open_session(call)).to_json())
+
+
+async def renew_session(call: Call) -> ASGIApp:
+    """Say that the client is still there, as every other request does."""
+    open_session(call)
+    return EmptyReply().to_response()
 
 
 async def delete_session(call: Call) -> ASGIApp:

@@ -10,16 +10,20 @@ from kea.server.wire.base import Body, Reply
 
 
 class SessionBody(Body):
-    """A session to open."""
+    """A session to open. `detached`: its calls run to their end also where no request and no reader comes any more."""
 
     name: str = Field(default="", max_length=200)
+    detached: bool = False
 
 
 class SessionReply(Reply):
-    """A session: its id, and the secret that every further request carries."""
+    """A session: its id, the secret that every further request carries, and the seconds within which one has to come
+    (null: calls run to their end without any).
+    """
 
     session_id: int
     session_secret: str
+    lease_s: float | None
 
 
 class ProgramBody(Body):
