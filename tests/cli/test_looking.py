@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,22 @@ def test_models_are_described_and_refused_by_name(
     assert line[1:] == ["llama", "260", "k", "1016", "KiB", "512", "1.25", "KiB", "yes"]
     assert f"{bloom}: Models of type bloom cannot be served: it adds ALiBi biases" in result.stderr
     assert f"{tmp_path}: The directory {tmp_path} has no config.json." in result.stderr
+
+
+def test_a_model_whose_weights_are_cut_off_is_not_served(
+    stories260k: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(out, "width", 400)
+    shutil.copytree(stories260k, tmp_path / "cut")
+    file = tmp_path / "cut" / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "cut" / "notes.safetensors").write_bytes(b"never loaded")
+    result = kea("models", str(tmp_path / "cut"))
+    assert result.exit_code == 1
+    assert result.stdout.split()[-1] == "no"
+    assert f"{file} is cut off: it has {len(whole) // 2:,} of {len(whole):,} bytes." in result.stderr
+    assert "config.json" not in result.stderr
 
 
 def test_models_as_json(stories260k: Path) -> None:

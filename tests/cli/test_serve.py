@@ -189,6 +189,7 @@ def test_a_template_a_default_sampling_and_an_engine_that_tells_its_settings(sto
         (("--quantize", "int4"), "quantize is 'int4'; it must be one of int8"),
         (("--device", "gpu"), "device is 'gpu'; it must be auto, cpu, cuda or cuda:N"),
         (("--tpot-objective-ms", "0"), "tpot-objective-ms is '0'; it must be a number of milliseconds above 0"),
+        (("--chat-template", "{% if %}"), "The chat template cannot be parsed"),
         (("--chat-template", "not-here.jinja"), "chat-template is 'not-here.jinja', which cannot be read"),
         (("--generation-config", "vllm"), "generation-config is 'vllm'; it must be auto, none, or a directory"),
         (("--allowed-origins", "app.example"), "allowed_origins has 'app.example'"),
@@ -203,7 +204,17 @@ def test_what_cannot_be_had_is_told_before_anything_is_loaded(
     assert "Loading" not in result.stderr
 
 
-def test_a_template_that_cannot_be_parsed_is_told_before_the_weights(stories260k: Path) -> None:
-    result = kea("serve", str(stories260k), "--port", "0", "--chat-template", "{% if %}")
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--max-model-len", "9999"), "max_model_len is 9999; it must be at least 1 and at most 512"),
+        (("--kv-memory", "1KiB"), "A KV memory of 1,024 bytes holds 0 tokens"),
+    ],
+)
+def test_what_the_models_config_forbids_is_told_without_its_weights(
+    arguments: tuple[str, ...], told: str, stories260k: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_bytes((stories260k / "config.json").read_bytes())
+    result = kea("serve", str(tmp_path), "--port", "0", *arguments)
     assert result.returncode == 2
-    assert "error: The chat template cannot be parsed" in result.stderr
+    assert f"error: {told}" in result.stderr, result.stderr

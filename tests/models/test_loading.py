@@ -153,8 +153,9 @@ def test_a_truncated_weight_file_is_told(family_path: FamilyPath, tmp_path: Path
     path = copy_model(family_path("llama"), tmp_path / "cut")
     file = path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(ModelLoadFailed, match="Could not read the weights"):
+    with pytest.raises(ModelLoadFailed, match="Could not read the weights") as caught:
         load_model(path)
+    assert "config.json" not in str(caught.value)
 
 
 def test_weights_that_the_config_asks_for_and_the_files_lack_are_not_made_up(

@@ -68,10 +68,12 @@ async def _local_service(config: EngineConfig, name: str) -> AsyncIterator[Servi
     """Load a model into this process, showing its progress, and open a service over it."""
     from kea.cluster import start_engine
     from kea.cluster.abandoned import call_on_thread
+    from kea.engine.checking import check_engine
     from kea.models import Tokenizer
     from kea.service import Service
 
     with LoadingView(f"Loading {name}") as view:
+        await call_on_thread(lambda: check_engine(config))
         tokenizer = await call_on_thread(lambda: Tokenizer.load(config.model))
         engine = await start_engine(config, "thread", view.show)
     try:

@@ -92,16 +92,24 @@ async def serve_until_stopped(order: ServeOrder) -> None:
 
 def _check(order: ServeOrder) -> None:
     """Raise what would prevent it from starting, as far as that can be told before anything is loaded."""
+    from kea.models.chat import check_template
     from kea.server.run import check_certificate, open_socket
 
+    if order.chat_template is not None:
+        check_template(order.chat_template)
     check_certificate(order.server.web)
     open_socket(order.server).close()
 
 
 def _prepare(order: ServeOrder) -> tuple[Tokenizer, ServerConfig]:
-    """Read what the server itself needs of the model: its tokenizer, and the sampling that it recommends."""
+    """Read what the server itself needs of the model: its tokenizer, and the sampling that it recommends.
+
+    Raises also what the engine's settings and the model's config forbid: the engine would only say so once it loads.
+    """
+    from kea.engine.checking import check_engine
     from kea.models import Tokenizer
 
+    check_engine(order.engine)
     model, revision = order.engine.model, order.engine.revision
     tokenizer = Tokenizer.load(model, revision=revision, chat_template=order.chat_template)
     return tokenizer, replace(order.server, default_sampling=_default_sampling(order))

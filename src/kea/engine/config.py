@@ -100,17 +100,7 @@ def resolve_limits(config: EngineConfig, facts: ModelFacts, free_bytes: int) -> 
     page_bytes = facts.kv_token_bytes * config.page_tokens
     useful_pages = config.max_num_seqs * -(-max_len // config.page_tokens)
     num_pages = _num_pages(config, page_bytes, useful_pages, free_bytes)
-    pool_tokens = num_pages * config.page_tokens
-    if pool_tokens < max_len:
-        if config.max_model_len is not None or pool_tokens < config.page_tokens:
-            num_bytes = config.kv_memory_bytes or num_pages * page_bytes
-            raise InvalidRequest(
-                f"A KV memory of {num_bytes:,} bytes holds {pool_tokens} tokens; "
-                f"one context may need {max_len} of {facts.kv_token_bytes:,} bytes each.",
-                param="kv_memory_bytes",
-                hint="Give more memory, or a smaller max_model_len.",
-            )
-        max_len = pool_tokens
+    max_len = longest_context(config, max_len, num_pages, facts.kv_token_bytes)
     return StepLimits(
         num_pages,
         config.page_tokens,
@@ -121,6 +111,23 @@ def resolve_limits(config: EngineConfig, facts: ModelFacts, free_bytes: int) -> 
         config.decoding.speculation,
         config.decoding.max_burst_s,
     )
+
+
+def longest_context(config: EngineConfig, max_len: int, num_pages: int, kv_token_bytes: int) -> int:
+    """Return how many tokens of a context, at most `max_len`, a pool of so many pages holds.
+
+    Raises `InvalidRequest` where that is less than the length that was asked for, or than a page.
+    """
+    pool_tokens = num_pages * config.page_tokens
+    if pool_tokens < max_len and (config.max_model_len is not None or pool_tokens < config.page_tokens):
+        num_bytes = config.kv_memory_bytes or pool_tokens * kv_token_bytes
+        raise InvalidRequest(
+            f"A KV memory of {num_bytes:,} bytes holds {pool_tokens} tokens; "
+            f"one context may need {max_len} of {kv_token_bytes:,} bytes each.",
+            param="kv_memory_bytes",
+            hint="Give more memory, or a smaller max_model_len.",
+        )
+    return min(max_len, pool_tokens)
 
 
 def _num_pages(config: EngineConfig, page_bytes: int, useful_pages: int, free_bytes: int) -> int:

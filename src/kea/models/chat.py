@@ -90,6 +90,26 @@ class ChatTemplate:
         return _unmark(self.render(mark(list(messages)), **mark(options)), opening, closing)
 
 
+def check_template(template: str) -> None:
+    """Raise `InvalidRequest` where a chat template cannot be parsed. No tokenizer is needed, and no transformers."""
+    import jinja2
+    from jinja2.ext import Extension, loopcontrols
+
+    class Generation(Extension):
+        """The tag by which templates mark what an assistant wrote."""
+
+        tags = {"generation"}  # noqa: RUF012 - so it is declared there
+
+        def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    try:
+        jinja2.Environment(extensions=[Generation, loopcontrols]).parse(template)
+    except jinja2.TemplateSyntaxError as error:
+        raise _unparsed(error) from error
+
+
 def check_syntax(tokenizer: Any) -> None:
     """Raise `InvalidRequest` where a tokenizer's chat template cannot be parsed; it may refuse this probe."""
     import jinja2
@@ -97,11 +117,15 @@ def check_syntax(tokenizer: Any) -> None:
     try:
         tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
     except jinja2.TemplateSyntaxError as error:
-        raise InvalidRequest(
-            f"The chat template cannot be parsed: {error.message} (line {error.lineno}).", param="chat_template"
-        ) from error
+        raise _unparsed(error) from error
     except (jinja2.TemplateError, ValueError, TypeError, KeyError, AttributeError):
         return  # it was parsed
+
+
+def _unparsed(error: Any) -> InvalidRequest:
+    return InvalidRequest(
+        f"The chat template cannot be parsed: {error.message} (line {error.lineno}).", param="chat_template"
+    )
 
 
 def _unused_characters(text: str) -> tuple[str, str]:

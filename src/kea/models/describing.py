@@ -6,14 +6,14 @@ Owns the estimates of memory that a server can make before it loads. Knows no re
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kea.errors import InvalidRequest, ModelLoadFailed, Unsupported
 from kea.models.base import KV_CACHE_DTYPES
 from kea.models.limits import read_limits
-from kea.models.source import read_config, resolve_source
+from kea.models.source import FILES_HINT, read_config, resolve_source
 from kea.models.support import check_config
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -52,12 +52,32 @@ def describe_model(
     """
     source = resolve_source(name_or_path, revision=revision)
     config = read_config(source, revision)
+    description = _describe(source, config, resolve_dtype(dtype, device, config))
+    return replace(description, name=model_name(str(name_or_path)), refusal=_refusal(config))
+
+
+def check_model(
+    name_or_path: str | Path, *, dtype: str, device: str, revision: str | None, max_len: int | None
+) -> ModelDescription:
+    """Describe a model that `load_model` with the same arguments would not refuse by its config or its files' headers.
+
+    Raises `Unsupported` and `ModelLoadFailed` as that, and `InvalidRequest` where `max_len` is too long for the model.
+    `max_len` of the description is the one that would hold.
+    """
+    source = resolve_source(name_or_path, revision=revision)
+    config = read_config(source, revision)
+    check_config(config)
+    limits = read_limits(config, max_len)
+    description = _describe(source, config, resolve_dtype(dtype, device, config))
+    return replace(description, name=model_name(str(name_or_path)), max_len=limits.max_len)
+
+
+def _describe(source: str, config: Any, arithmetic: str) -> ModelDescription:
     text = config.get_text_config()
-    arithmetic = resolve_dtype(dtype, device, config)
     num_parameters = _stored_parameters(Path(source))
     kv_values = _kv_values(text)
     return ModelDescription(
-        name=model_name(str(name_or_path)),
+        name=source,
         family=str(config.model_type),
         dtype=arithmetic,
         num_layers=int(text.num_hidden_layers),
@@ -66,7 +86,7 @@ def describe_model(
         num_parameters=num_parameters,
         weights_bytes=None if num_parameters is None else num_parameters * ITEM_BYTES[arithmetic],
         kv_token_bytes=None if kv_values is None else kv_values * ITEM_BYTES[arithmetic],
-        refusal=_refusal(config),
+        refusal=None,
     )
 
 
@@ -123,20 +143,44 @@ def _refusal(config: Any) -> str | None:
 
 def _stored_parameters(directory: Path) -> int | None:
     """Count the values in a directory's safetensors files by their headers; None where there are none."""
-    files = sorted(directory.glob("*.safetensors")) if directory.is_dir() else []
+    files = _weight_files(directory) if directory.is_dir() else []
     return sum(map(_parameters_in, files)) if files else None
 
 
+def _weight_files(directory: Path) -> list[Path]:
+    """Return the files that are loaded, as transformers chooses them; all of them where it would choose none."""
+    if (directory / "model.safetensors").is_file():
+        return [directory / "model.safetensors"]
+    index = directory / "model.safetensors.index.json"
+    if not index.is_file():
+        return sorted(directory.glob("*.safetensors"))
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ModelLoadFailed(f"{index} is not an index of safetensors: {error}.", hint=FILES_HINT) from error
+    return [directory / name for name in sorted(names)]
+
+
 def _parameters_in(file: Path) -> int:
-    """Count the values in one file (format: 8 bytes of length, little-endian, then the header in JSON)."""
+    """Count the values in one file (format: 8 bytes of length, little-endian, the header in JSON, then the values).
+
+    Raises `ModelLoadFailed` where the file is of another format, or ends before its last value.
+    """
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(HEADER_LENGTH_BYTES), "little")
             header = json.loads(stream.read(length)) if length <= MAX_HEADER_BYTES else None
         tensors = [value for key, value in (header or {}).items() if key != "__metadata__"]
-        return sum(_product(tensor["shape"]) for tensor in tensors)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelLoadFailed(f"{file} is not a safetensors file: {error}.", param="model") from error
+        num_bytes = HEADER_LENGTH_BYTES + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
+        found_bytes = file.stat().st_size
+        num_parameters = sum(_product(tensor["shape"]) for tensor in tensors)
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ModelLoadFailed(f"{file} is not a safetensors file: {error}.", hint=FILES_HINT, param="model") from error
+    if found_bytes < num_bytes:
+        raise ModelLoadFailed(
+            f"{file} is cut off: it has {found_bytes:,} of {num_bytes:,} bytes.", hint=FILES_HINT, param="model"
+        )
+    return num_parameters
 
 
 def _product(shape: list[int]) -> int:

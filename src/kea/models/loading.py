@@ -17,7 +17,14 @@ from kea.models.base import QUANTIZATIONS, DecoderModel, ModelFacts
 from kea.models.describing import model_name, resolve_dtype, resolve_kv_dtype
 from kea.models.limits import Limits, read_limits
 from kea.models.progress import ProgressCallback, reporting
-from kea.models.source import eos_ids, failing_as_load_error, read_config, resolve_source, try_read_generation_config
+from kea.models.source import (
+    FILES_HINT,
+    eos_ids,
+    failing_as_load_error,
+    read_config,
+    resolve_source,
+    try_read_generation_config,
+)
 from kea.models.support import check_class, check_config
 
 if TYPE_CHECKING:
@@ -121,7 +128,7 @@ def _read_weights(order: Order, config: Any) -> Any:
 
     model_class = _model_class(config)
     check_class(model_class, config.model_type)
-    with failing_as_load_error(order.source, "the weights"):
+    with failing_as_load_error(order.source, "the weights", None if order.allow_pickle else FILES_HINT):
         model, loaded = AutoModelForCausalLM.from_pretrained(
             order.source,
             config=config,

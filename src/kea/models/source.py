@@ -17,7 +17,7 @@ from kea.types import Sampling
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 HINT = "Give a directory with a config.json, or the id of a Hugging Face model that this machine can reach."
-
+FILES_HINT = "The file may be damaged or incomplete: copy or download it again."
 
 CONFIG_FILES = ("config.json",)
 GENERATION_FILES = ("generation_config.json",)

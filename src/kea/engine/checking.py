@@ -1,0 +1,28 @@
+"""What can be told of an engine before its model is loaded: what its settings and the model's config forbid.
+
+Owns no rule: they are those of the load. Imports torch and transformers, and reads no weight.
+"""
+
+from __future__ import annotations
+
+from kea.engine.config import EngineConfig, longest_context
+from kea.engine.machine import resolve_device
+from kea.models.describing import ITEM_BYTES, check_model
+
+
+def check_engine(config: EngineConfig) -> None:
+    """Raise what loading would for the device, the model's family, its length, its files or a KV memory too small.
+
+    A KV memory is looked at where keys and values are kept in a floating point of one size, and the config tells it.
+    """
+    device = resolve_device(config.device)
+    model = check_model(
+        config.model, dtype=config.dtype, device=device, revision=config.revision, max_len=config.max_model_len
+    )
+    kv_dtype = model.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
+    if config.kv_memory_bytes is None or model.kv_token_bytes is None or kv_dtype not in ITEM_BYTES:
+        return
+    assert model.max_len is not None, "check_model refuses a model without a length"
+    kv_token_bytes = model.kv_token_bytes // ITEM_BYTES[model.dtype] * ITEM_BYTES[kv_dtype]
+    num_pages = config.kv_memory_bytes // (kv_token_bytes * config.page_tokens)
+    longest_context(config, model.max_len, num_pages, kv_token_bytes)
