@@ -53,6 +53,13 @@ def write_file(path: Path, text: str) -> None:
         raise InvalidRequest(f"{path} cannot be written: {error.strerror or error}.", param="json") from error
 
 
+STAGES = {
+    "download": "downloading",
+    "weights": "reading the weights",
+    "check": "checking; the first start compiles kernels, which can take half a minute",
+}
+
+
 class LoadingView:
     """A spinner with what is being loaded; lines where there is no terminal. Lives as long as the loading."""
 
@@ -78,5 +85,5 @@ class LoadingView:
     def show(self, loading: Loading) -> None:
         """Show a stage; usable as the `on_loading` of an engine."""
         if self._status is not None:
-            share = f" {loading.done_ratio:.0%}" if loading.done_ratio is not None else ""
-            self._status.update(f"{self._title}: {loading.stage}{share}")
+            share = f" {loading.done_ratio:.0%}" if loading.done_ratio else ""
+            self._status.update(f"{self._title}: {STAGES.get(loading.stage, loading.stage)}{share}")
