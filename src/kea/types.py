@@ -17,7 +17,10 @@ MAX_STOP_CHARS = 16_384
 
 
 class Criteria(Enum):
-    """What the reader of a variable wants (Parrot, section 4.1)."""
+    """What the reader of a variable wants (Parrot, section 4.1).
+
+    It is noted with the variable; the scheduler does not read it yet.
+    """
 
     LATENCY = "latency"
     THROUGHPUT = "throughput"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import typer
 
+import kea
 from kea import errors
 from kea.server import errors as server_errors
 from tools.commands import load_commands
@@ -20,6 +22,7 @@ from tools.reference.commands import render_commands
 from tools.reference.errors import render_errors
 from tools.reference.metrics import create_blank, render_metrics
 from tools.reference.page import Page, SourceWrong, first_sentence, format_table
+from tools.reference.python import render_python
 
 PAGE = Page("things.md", "Things", lambda: "one\n")
 
@@ -130,6 +133,31 @@ def test_the_page_of_commands_reads_a_typer_application(monkeypatch: pytest.Monk
     assert "| `--port` | `8000` | The port. |" in text
     assert "## `kea bench load`" in text
     assert "--secret" not in text
+
+
+def test_the_page_of_the_python_api_has_every_public_name_with_its_members() -> None:
+    text = render_python()
+    for name in kea.__all__:
+        item = getattr(kea, name)
+        is_described = inspect.isclass(item) or inspect.isfunction(item)
+        assert (f"\n\n## `kea.{name}`\n\n" in text) == is_described
+    assert "**`async aget(criteria: Criteria | None = None, deadline_s: float | None = None) -> str`**\n> Await" in text
+    assert "`kea.gather(*items: Any, criteria: Criteria | None = None, deadline_s: float | None = None) -> list" in text
+    assert "**`astream(" not in text, "it is async"
+    assert "| `blocked_s` | `float` |" in text
+    assert "check_owned" not in text
+
+
+def test_a_public_member_without_a_docstring_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kea.Session.map, "__doc__", None)
+    with pytest.raises(SourceWrong, match=r"kea.Session.map has no docstring\."):
+        render_python()
+
+
+def test_a_hidden_member_that_is_gone_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(kea.Session, "reach")
+    with pytest.raises(SourceWrong, match=r"Session has not: \['reach'\]"):
+        render_python()
 
 
 def test_tables_and_sentences() -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from tools.findings import ROOT, Finding, run_check
 from tools.loading import SourceMissing
-from tools.reference import commands, configuration, errors, metrics, names
+from tools.reference import commands, configuration, errors, metrics, names, python
 from tools.reference.page import Page, SourceWrong
 
-PAGES: tuple[Page, ...] = (commands.PAGE, configuration.PAGE, errors.PAGE, metrics.PAGE, names.PAGE)
+PAGES: tuple[Page, ...] = (commands.PAGE, configuration.PAGE, errors.PAGE, metrics.PAGE, names.PAGE, python.PAGE)
 FOLDER = "docs/reference"
 
 

@@ -45,6 +45,11 @@ class SemanticFunction:
         self._result_type = _result_type(self.name, tuple(self.outputs))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Submit a call in the current session, else in that of the first variable among the arguments.
+
+        Positions are those of the inputs; an output may be given by its name, as a declared variable to write to.
+        Raises `TypeError` as Python does, `InvalidRequest` for what is no text, `Cancelled` in a session that ended.
+        """
         arguments = self._bind(args, kwargs)
         session = choose_session(variables_in(arguments.values()))
         return self._render(arguments) if session is None else self._submit(session, arguments)

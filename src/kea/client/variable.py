@@ -28,6 +28,7 @@ class Variable:
 
     Submitting is separate from reading: pass it to other functions before its value is there. Every operation has a
     form that waits and one to be awaited (`get` and `aget`). A value that was read once stays readable.
+    `name` is that of its output, `call_id` that of the call that writes it (None: no call does), `session` its session.
     """
 
     __slots__ = ("_batch", "_call_name", "_state", "_value", "call_id", "id", "name", "session")

@@ -19,7 +19,14 @@ DEFAULT_MAX_TOKENS = 512
 
 
 class OutputSettings(TypedDict, total=False):
-    """What an author may set on an output; a missing key means the default. At most one of the last five."""
+    """What an author may set on an output; a missing key means the default. At most one of the last five.
+
+    `max_tokens`: most tokens of the output (512, cut to the room that the model has left). `clamp`: whether one that is
+    given is cut, too, rather than refused. `min_tokens`: fewest before it may end by itself. `stop`, `stop_token_ids`:
+    what ends it, without being part of it. `ignore_eos`: go on where the model would end. `temperature` (1; 0 takes the
+    likeliest), `top_p`, `top_k`, `min_p`, the penalties, `logit_bias` by token id, `seed`: how tokens are drawn.
+    `json_schema` (a schema, or a pydantic model), `json_object`, `regex`, `choices`, `grammar`: what it must match.
+    """
 
     max_tokens: int
     clamp: bool
