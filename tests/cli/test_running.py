@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,31 @@ def test_the_timeline_is_written_as_json(tmp_path: Path, capsys: pytest.CaptureF
     calls = json.loads(path.read_text())["calls"]
     assert [(call["name"], call["state"]) for call in calls] == [("louder", "done"), ("louder", "done")]
     assert calls[1]["reads"] == calls[0]["writes"]
+
+
+def test_an_interrupted_run_leaves_no_timeline_and_the_one_before(tmp_path: Path) -> None:
+    def main(session: kea.Session) -> None:
+        raise KeyboardInterrupt
+
+    for text in (None, "before"):
+        path = tmp_path / "timeline.json"
+        if text is not None:
+            path.write_text(text)
+        with pytest.raises(KeyboardInterrupt):
+            run(main, json_file=path)
+        assert {file.name: file.read_text() for file in tmp_path.iterdir()} == (
+            {} if text is None else {path.name: text}
+        )
+
+
+def test_a_timeline_may_go_to_what_is_no_file(tmp_path: Path) -> None:
+    assert run(lambda session: None, json_file=Path(os.devnull)) == 0
+    assert not Path(os.devnull).is_file()
+    (tmp_path / "real.json").touch()
+    (tmp_path / "link.json").symlink_to("real.json")
+    assert run(lambda session: None, json_file=tmp_path / "link.json") == 0
+    assert (tmp_path / "link.json").is_symlink()
+    assert json.loads((tmp_path / "real.json").read_text())["calls"] == []
 
 
 def test_what_cannot_be_written_is_told_before_the_run(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ Results go to standard output, everything else to standard error, so that output
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -45,10 +47,45 @@ def write_text(text: str) -> None:
     out.file.flush()
 
 
+def check_writable(path: Path) -> None:
+    """Raise `InvalidRequest` where `write_file` could not write; the file itself is left as it is."""
+    with _failing_as_input(path):
+        if _is_replaced(path):
+            beside = _beside(path)
+            beside.touch()
+            beside.unlink()
+        else:
+            path.open("a").close()
+
+
 def write_file(path: Path, text: str) -> None:
-    """Write a file. Raises `InvalidRequest` where that cannot be done."""
+    """Write a whole file in place of the one before. Raises `InvalidRequest` where that cannot be done."""
+    with _failing_as_input(path):
+        if not _is_replaced(path):
+            path.write_text(text, encoding="utf-8")
+            return
+        beside = _beside(path)
+        try:
+            beside.write_text(text, encoding="utf-8")
+            beside.replace(path.resolve())
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def _is_replaced(path: Path) -> bool:
+    """Whether another file may take the place: a device or a pipe is written to."""
+    return path.is_file() or not path.exists()
+
+
+def _beside(path: Path) -> Path:
+    path = path.resolve()
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+@contextmanager
+def _failing_as_input(path: Path) -> Iterator[None]:
     try:
-        path.write_text(text, encoding="utf-8")
+        yield
     except OSError as error:
         raise InvalidRequest(f"{path} cannot be written: {error.strerror or error}.", param="json") from error
 

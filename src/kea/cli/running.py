@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kea.cli.application import Application
-from kea.cli.console import err, out, write_file
+from kea.cli.console import check_writable, err, out, write_file
 from kea.cli.outputs import OutputView
 from kea.cli.timeline import draw_timeline
 from kea.cli.watching import WatchedTransport
@@ -41,7 +41,7 @@ def run_application(
     """Run to the end and return the exit status: 1 where a call failed. Raises the application's `KeaError`."""
     application.check_arguments(arguments)
     if json_file is not None:
-        write_file(json_file, "")  # what cannot be written is told before the run
+        check_writable(json_file)
     view = OutputView(out, is_quiet=not shows_outputs)
     watched = WatchedTransport(transport, view)
     with Connection(watched) as connection, connection.session(application.path.stem) as session:
