@@ -41,7 +41,10 @@ def test_the_package_is_the_command() -> None:
         ),
         (("serve", "some/model", "--host", "0.0.0.0"), "error: Refusing to listen on '0.0.0.0' without API keys"),
         (("serve", "some/model", "--port", "70000"), "error: port is 70000; it must be at least 0 and at most 65535."),
-        (("serve", "some/model", "--api-key", "short"), "is unusable: it needs 8 ASCII characters"),
+        (
+            ("serve", "some/model", "--api-key", "short"),
+            "error: An API key of 5 characters is unusable: it needs 8 ASCII",
+        ),
         (
             ("serve", "some/model", "--dtype", "int3"),
             "error: dtype is 'int3'; allowed: auto, float32, bfloat16, float16.",

@@ -33,7 +33,8 @@ def serve(
     api_key: Annotated[
         list[str] | None,
         _server(
-            "A key that clients must send. Repeatable; the variable may hold several, with spaces between.",
+            "A key that clients must send: 8 ASCII characters or more, no space. Repeatable; the variable may hold "
+            "several, with spaces between.",
             envvar="KEA_API_KEY",
             show_envvar=True,
             show_default=False,

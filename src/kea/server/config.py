@@ -26,16 +26,20 @@ class ApiKey:
     def __post_init__(self) -> None:
         if not self.key_id:
             raise InvalidRequest("The id of an API key is empty; it names the tenant.", param="api_keys")
-        if len(self.secret) < MIN_SECRET_LEN or not self.secret.isascii() or " " in self.secret:
-            raise InvalidRequest(
-                f"API key {self.key_id!r} is unusable: it needs {MIN_SECRET_LEN} ASCII characters or more, no space.",
-                param="api_keys",
-            )
+        _check_secret(self.secret, f"API key {self.key_id!r}")
 
     @classmethod
     def from_secret(cls, secret: str) -> ApiKey:
         """Name a bare key by a digest of it, so that its tenant stays the same over restarts and changes of order."""
+        _check_secret(secret, f"An API key of {len(secret)} characters")
         return cls("key-" + hashlib.sha256(secret.encode()).hexdigest()[:12], secret)
+
+
+def _check_secret(secret: str, named: str) -> None:
+    if len(secret) < MIN_SECRET_LEN or not secret.isascii() or " " in secret:
+        raise InvalidRequest(
+            f"{named} is unusable: it needs {MIN_SECRET_LEN} ASCII characters or more, no space.", param="api_keys"
+        )
 
 
 @dataclass(frozen=True, slots=True)
