@@ -88,7 +88,7 @@ async def test_routes_need_a_key_and_share_nothing_between_tenants() -> None:
         assert [spec.tenant for spec in running.engine.record.specs] == ["a", "b"]
         with pytest.raises(openai.AuthenticationError):
             await running.openai.with_options(api_key="wrong").models.list()
-        for path in ("/health", "/version", "/metrics", "/openapi.json"):
+        for path in ("/health", "/ping", "/version", "/metrics", "/openapi.json"):
             assert (await running.http.get(path, headers={"authorization": ""})).status_code == 200
         for path in ("/v1/completions", "/tokenize", "/v1/sessions", "/v1/responses"):
             response = await running.http.post(path, json={}, headers={"authorization": ""})

@@ -106,6 +106,10 @@ async def test_what_is_not_there_is_told_in_the_same_shape() -> None:
     async with serving() as running:
         response = await running.http.get("/v1/nothing")
         assert (response.status_code, response.json()["error"]["type"]) == (404, "not_found_error")
+        for path in ("/", "/v1/nothing"):
+            told = (await running.http.get(path)).json()["error"]["message"]
+            assert "/v1/models" in told
+            assert "/openapi.json" in told
         response = await running.http.put("/v1/completions", json={})
         assert (response.status_code, response.headers["allow"]) == (405, "POST")
         assert response.json()["error"]["param"] == "method"

@@ -22,6 +22,7 @@ PATHS = {
     "/tokenize",
     "/detokenize",
     "/health",
+    "/ping",
     "/version",
     "/metrics",
     "/v1/sessions",

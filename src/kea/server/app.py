@@ -44,6 +44,8 @@ from kea.service import Service
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
+WHERE_THINGS_ARE = "The models are listed at /v1/models, all that can be asked at /openapi.json."
+
 
 def create_app(
     config: ServerConfig,
@@ -164,7 +166,7 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
         response = error_response(refusal, headers=error.headers)
         response.status_code = 405
         return response
-    return error_response(NotFound(f"There is nothing at {path!r}.", param="path"))
+    return error_response(NotFound(f"There is nothing at {path!r}.", hint=WHERE_THINGS_ARE, param="path"))
 
 
 async def _answer_error(_request: Request, error: Exception) -> Response:

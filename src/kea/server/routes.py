@@ -204,6 +204,7 @@ ADMIN = (
     Endpoint(
         "GET", "/health", admin.get_health, "Say whether requests are served.", reply=HealthReply, access=Access.OPEN
     ),
+    Endpoint("GET", "/ping", admin.get_health, "The same as /health.", reply=HealthReply, access=Access.OPEN),
     Endpoint("GET", "/version", admin.get_version, "Tell the version.", reply=VersionReply, access=Access.OPEN),
     Endpoint(
         "GET",
