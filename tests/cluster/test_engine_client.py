@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 from collections.abc import AsyncIterable, AsyncIterator
 from pathlib import Path
@@ -124,7 +125,9 @@ async def test_loading_is_told(stories260k: Path) -> None:
     assert {loading.stage for loading in told} >= {"weights", "check"}
 
 
-async def test_a_killed_process_fails_its_requests_and_is_replaced(stories260k: Path, prompt: list[int]) -> None:
+async def test_a_killed_process_fails_its_requests_and_is_replaced(
+    stories260k: Path, prompt: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
     channel = ProcessChannel(_config(stories260k))
     client = await EngineClient.start(channel)
     try:
@@ -148,6 +151,9 @@ async def test_a_killed_process_fails_its_requests_and_is_replaced(stories260k: 
         text, _ = await _collect(fresh.generate(_greedy(12)))
         assert text.startswith(", there was a")
         assert client.num_restarts == 1
+        died, back = (record.getMessage() for record in caplog.records if record.levelname in {"WARNING", "ERROR"})
+        assert died == "the engine died with 20 running outputs: The engine's process ended (exit code -9)."
+        assert re.fullmatch(r"the engine is back after \d+\.\d s", back)
         assert channel.pid != pid
         assert (await client.snapshot(check=True)).num_contexts == 1
     finally:

@@ -92,7 +92,7 @@ async def test_an_engine_that_dies_in_a_stream_is_told_there() -> None:
         assert len(engine.record.prompts) == 1, "what was sent is not taken back"
 
 
-async def test_killing_the_engine_answers_all_that_ran_on_it() -> None:
+async def test_killing_the_engine_answers_all_that_ran_on_it(caplog: pytest.LogCaptureFixture) -> None:
     engine = FakeEngine(lambda prompt, _: prompt * 5)
     async with serving(engine) as running:
         engine.hold()
@@ -104,6 +104,7 @@ async def test_killing_the_engine_answers_all_that_ran_on_it() -> None:
         engine.release()
         texts = [reply.choices[0].text for reply in await asyncio.gather(*asking)]
         assert texts == [f"p{idx}" * 5 for idx in range(20)]
+    assert [record for record in caplog.records if record.levelname != "INFO"] == [], "the engine's death is told once"
 
 
 async def test_a_dead_engine_is_told_by_health_and_leaves_the_other_metrics() -> None:

@@ -72,6 +72,7 @@ class EngineClient:
         self.epoch = 0
         self.num_restarts = 0
         self._deaths_s: deque[float] = deque()
+        self._died_s: float | None = None
 
     @classmethod
     async def start(cls, channel: Channel, on_loading: OnLoading | None = None) -> EngineClient:
@@ -226,6 +227,9 @@ class EngineClient:
         self._is_ready = True
         if not self._started.done():
             self._started.set_result(info)
+        if self._died_s is not None:
+            logger.warning("the engine is back after %.1f s", self._loop.time() - self._died_s)
+            self._died_s = None
         self._flush()
 
     def _bury(self, error: KeaError) -> None:
@@ -236,7 +240,8 @@ class EngineClient:
         if not self._started.done():
             self._started.set_exception(error)
             return
-        logger.error("the engine died: %s", error)
+        logger.error("the engine died with %d running outputs: %s", len(self._streams), error)
+        self._died_s = self._died_s or self._loop.time()
         self._fail_all(EngineDied(str(error), hint="Send the request again."))
         self.epoch += 1
         num_deaths = self._count_death()

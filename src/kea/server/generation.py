@@ -91,7 +91,7 @@ class Runner:
                 except EngineDied as error:
                     if is_begun or attempt == NUM_ATTEMPTS:
                         raise
-                    logger.warning("The engine died before the first token of a request; it runs again: %s", error)
+                    logger.info("the engine died before the first token of a request; it runs again: %s", error)
 
     async def collect(self, jobs: Sequence[PromptJob]) -> list[Written]:
         """Return the whole outputs. An engine that dies at any point is given one more try: nothing was sent yet."""
@@ -110,7 +110,7 @@ class Runner:
             except EngineDied as error:
                 if attempt == NUM_ATTEMPTS:
                     raise
-                logger.warning("The engine died under a request; it runs again: %s", error)
+                logger.info("the engine died under a request; it runs again: %s", error)
         return outputs
 
     async def _run(self, jobs: Sequence[PromptJob], arrived_s: float) -> AsyncGenerator[ChoiceChunk]:

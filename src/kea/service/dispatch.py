@@ -176,7 +176,7 @@ class Dispatcher:
             session.fail_call(record, error)
             return
         self.num_retries += 1
-        logger.warning("call %s runs again (attempt %d): %s", record.spec.id, record.num_attempts + 1, error)
+        logger.info("call %s runs again (attempt %d): %s", record.spec.id, record.num_attempts + 1, error)
         record.move(CallState.QUEUED, self._clock())
         del self._tasks[record.key]
         delay_s = self._config.retry_delay_s * 2 ** (record.num_attempts - 1)
