@@ -33,7 +33,7 @@ def test_a_pipe_gets_each_output_once_when_it_is_finished() -> None:
         view.write("a", "plan", "part", 1.5)
         view.finish("a", "plan", 2.0)
         view.finish("b", "code", 2.0)
-    assert text_of(console) == f"plan  1.00 s  first part\ncode  1.00 s\n  {'x' * 100}\n"
+    assert text_of(console) == f"plan  written in 1.00 s  first part\ncode  written in 1.00 s\n  {'x' * 100}\n"
 
 
 def test_an_output_waits_for_the_end_of_the_applications_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,11 +51,11 @@ def test_an_output_waits_for_the_end_of_the_applications_line(capsys: pytest.Cap
     sys.stdout.write("afterwards\n")
     assert capsys.readouterr().out.splitlines() == [
         "Once upon a time",
-        "plan  1.00 s  first",
+        "plan  written in 1.00 s  first",
         "code  failed  It broke.",
-        "last  -  (empty)",
+        "last  written at once  (empty)",
         "the end",
-        "more  -  (empty)",
+        "more  written at once  (empty)",
         "afterwards",
     ]
 
@@ -65,14 +65,14 @@ def test_lines_stay_lines() -> None:
     with OutputView(console) as view:
         view.write("a", "code", "\ndef f():\n    return 1\n\n", 0.0)
         view.finish("a", "code", 0.5)
-    assert text_of(console) == "code  500 ms\n  def f():\n      return 1\n"
+    assert text_of(console) == "code  written in 500 ms\n  def f():\n      return 1\n"
 
 
 def test_an_empty_output_is_told() -> None:
     console = piped()
     with OutputView(console) as view:
         view.finish("a", "plan", 2.0)
-    assert text_of(console) == "plan  -  (empty)\n"
+    assert text_of(console) == "plan  written at once  (empty)\n"
 
 
 def test_a_failure_shows_what_was_written_and_why_there_is_no_more() -> None:
@@ -126,4 +126,4 @@ def test_what_a_model_writes_does_not_steer_the_terminal() -> None:
     with OutputView(console) as view:
         view.write("a", "plan", "a\x1b[2Jb\x07c\x9bd", 0.0)
         view.finish("a", "plan", 1.0)
-    assert text_of(console) == "plan  1.00 s  a[2Jbcd\n"
+    assert text_of(console) == "plan  written in 1.00 s  a[2Jbcd\n"

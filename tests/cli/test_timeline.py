@@ -54,11 +54,14 @@ def bar_of(text: str, label: str) -> str:
 
 
 def test_a_line_per_call_with_its_times_and_tokens() -> None:
-    text = draw(row("a", "plan", phases=(0.0, 0.012, 0.25, 1.5)), row("b", "code", phases=(1.762, 0.0, 0.02, 12.0)))
+    text = draw(
+        row("a", "plan", phases=(0.0, 0.012, 0.25, 1.5)),
+        row("b", "code", phases=(1.762, 0.0, 0.02, 12.0), total_s=13.8),
+    )
     assert [line.split() for line in text.splitlines()[:3]] == [
-        ["call", "blocked", "waiting", "prefill", "decode", "total", "prompt", "cached", "output"],
-        ["plan", "-", "12", "ms", "250", "ms", "1.50", "s", "1.76", "s", "1,000", "250", "7"],
-        ["code", "1.76", "s", "-", "20", "ms", "12.0", "s", "13.8", "s", "1,000", "250", "7"],
+        ["call", "blocked", "waiting", "other", "prefill", "decode", "total", "prompt", "cached", "output"],
+        ["plan", "-", "12", "ms", "-", "250", "ms", "1.50", "s", "1.76", "s", "1,000", "250", "7"],
+        ["code", "1.76", "s", "-", "18", "ms", "20", "ms", "12.0", "s", "13.8", "s", "1,000", "250", "7"],
     ]
     summary = "2 calls in 13.8 s: 2,000 prompt tokens, 500 of them (25%) already in memory; 14 tokens written."
     assert summary in " ".join(text.split())
@@ -67,6 +70,23 @@ def test_a_line_per_call_with_its_times_and_tokens() -> None:
 def test_bars_show_the_phases_in_proportion() -> None:
     text = draw(row("a", phases=(4.0, 2.0, 1.0, 3.0)), width=len("write") + 3 + 100)
     assert bar_of(text, "write") == "·" * 40 + "░" * 20 + "▒" * 10 + "█" * 30
+
+
+def test_what_the_phases_leave_of_the_total_is_drawn() -> None:
+    text = draw(row("a", phases=(4.0, 2.0, 1.0, 2.0), total_s=10.0), width=len("write") + 3 + 100)
+    assert bar_of(text, "write") == "·" * 40 + "░" * 20 + "╌" * 10 + "▒" * 10 + "█" * 20
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_nothing_is_cut_where_it_is_narrow(width: int) -> None:
+    calls = [row(f"c{idx}", "summarise_the_letters", phases=(9.0, 0.1, 0.1, 0.5)) for idx in range(3)]
+    text = draw(*calls, width=width)
+    assert max(map(len, text.splitlines())) <= width
+    words = text.split()
+    for title in ("blocked", "waiting", "other", "prefill", "decode", "total", "prompt", "cached", "output"):
+        assert title in words
+    assert words.count("1,000") == 3
+    assert "other: to the engine and back" in text
 
 
 def test_a_later_call_begins_later() -> None:

@@ -24,6 +24,7 @@ from kea.cli.lines import SharedLines
 REFRESH_PER_S = 15
 MAX_LIVE_LINES = 12
 INDENT = 2
+SHOWN_S = 0.0005
 
 
 @dataclass(slots=True)
@@ -74,7 +75,7 @@ class OutputView:
         """Print the whole variable: it is ready."""
         variable = self._open.pop(variable_id, None) or _Open(label, now_s)
         if not self._is_quiet:
-            head = Text.assemble((label, "bold cyan"), "  ", (format_seconds(now_s - variable.began_s), "dim"))
+            head = Text.assemble((label, "bold cyan"), "  ", (_time(now_s - variable.began_s), "dim"))
             self._print(head, variable.text.strip("\n") or "(empty)")
 
     def fail(self, variable_id: str, label: str, reason: str) -> None:
@@ -118,3 +119,8 @@ class OutputView:
         words = " ".join(variable.text[-2 * room :].split())
         shown = words if len(words) < room else "…" + words[-(room - 2) :]
         return Text.assemble((variable.label, "cyan"), "  ", shown, no_wrap=True, overflow="crop")
+
+
+def _time(written_s: float) -> str:
+    """Tell how long the variable was written: from its first piece to its end. One that came whole took no time."""
+    return f"written in {format_seconds(written_s)}" if written_s >= SHOWN_S else "written at once"

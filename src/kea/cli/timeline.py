@@ -19,6 +19,12 @@ from kea.program.status import CallRow, CallState, SessionStatus
 MAX_LABEL = 24
 MIN_BAR = 10
 MAX_BAR = 100
+GAP = 2
+TIMES = ("blocked", "waiting", "other", "prefill", "decode", "total")
+"""Columns of times, the last one the sum of those before it."""
+TOKENS = {"prompt": "prompt_tokens", "cached": "cached_tokens", "output": "output_tokens"}
+
+Column = tuple[str, list[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,7 @@ class Phase:
 PHASES = (
     Phase("blocked: inputs missing", "blocked_s", "·", ".", "dim"),
     Phase("waiting", "waiting_s", "░", "-", "yellow"),
+    Phase("other: to the engine and back", "other_s", "╌", "~", "magenta"),
     Phase("prefill", "prefill_s", "▒", "=", "cyan"),
     Phase("decode", "decode_s", "█", "#", "green"),
 )
@@ -50,23 +57,47 @@ def draw_timeline(status: SessionStatus, console: Console) -> RenderableType:
     labels = label_calls(rows)
     names = [_cut(labels[row.id]) for row in rows]
     bars = _bars(rows, names, console.width, is_ascii=not console.encoding.lower().startswith("utf"))
-    return Group(_table(rows, names), Text(), bars, Text(), _summary(rows))
+    tables = [part for table in _tables(rows, names, console.width) for part in (table, Text())]
+    return Group(*tables, bars, Text(), _summary(rows))
 
 
 def _cut(label: str) -> str:
     return label if len(label) <= MAX_LABEL else label[: MAX_LABEL - 2] + ".."
 
 
-def _table(rows: Sequence[CallRow], names: Sequence[str]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+def _tables(rows: Sequence[CallRow], names: Sequence[str], width: int) -> Iterator[Table]:
+    """Yield the columns in one table, or in as many as the width asks for, each with the names of the calls."""
+    room = width - max(map(len, ("call", *names)))
+    columns = list(_columns(rows))
+    while columns:
+        num_fitting = _num_fitting(columns, room)
+        yield _table(rows, names, columns[:num_fitting])
+        columns = columns[num_fitting:]
+
+
+def _columns(rows: Sequence[CallRow]) -> Iterator[Column]:
+    for title in TIMES:
+        yield title, [format_seconds(getattr(row, f"{title}_s")) for row in rows]
+    for title, field in TOKENS.items():
+        yield title, [f"{getattr(row, field):,}" for row in rows]
+
+
+def _num_fitting(columns: Sequence[Column], room: int) -> int:
+    """Return how many columns stand side by side, at least one."""
+    for num_fitting, (title, cells) in enumerate(columns):
+        room -= GAP + max(map(len, (title, *cells)))
+        if room < 0:
+            return max(1, num_fitting)
+    return len(columns)
+
+
+def _table(rows: Sequence[CallRow], names: Sequence[str], columns: Sequence[Column]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, GAP, 0, 0))
     table.add_column("call", no_wrap=True, overflow="crop")
-    for title in ("blocked", "waiting", "prefill", "decode", "total", "prompt", "cached", "output"):
+    for title, _ in columns:
         table.add_column(title, justify="right", no_wrap=True, overflow="crop")
-    for row, name in zip(rows, names, strict=True):
-        times = (row.blocked_s, row.waiting_s, row.prefill_s, row.decode_s, row.total_s)
-        tokens = (row.prompt_tokens, row.cached_tokens, row.output_tokens)
-        cells = [format_seconds(time_s) for time_s in times] + [f"{count:,}" for count in tokens]
-        table.add_row(Text(name, style=STATE_STYLES.get(row.state, "")), *cells)
+    for idx, (row, name) in enumerate(zip(rows, names, strict=True)):
+        table.add_row(Text(name, style=STATE_STYLES.get(row.state, "")), *(cells[idx] for _, cells in columns))
     return table
 
 
@@ -88,16 +119,24 @@ def _bars(rows: Sequence[CallRow], names: Sequence[str], width: int, *, is_ascii
         )
     scale = format_seconds(end_s - begin_s)
     text.append(" " * (label_width + 2) + "0" + scale.rjust(bar_width - 1) + "\n", style="dim")
-    _append_legend(text, label_width + 2, is_ascii)
+    _append_legend(text, label_width + 2, width, is_ascii)
     return text
 
 
-def _append_legend(text: Text, indent: int, is_ascii: bool) -> None:
-    for idx, phase in enumerate(PHASES):
-        mark = phase.ascii_mark if is_ascii else phase.mark
-        text.append(" " * (2 if idx else indent))
-        text.append(mark * 2, style=phase.style)
-        text.append(f" {phase.name}", style="dim")
+def _append_legend(text: Text, indent: int, width: int, is_ascii: bool) -> None:
+    """Append what the marks mean, in as many lines as the width asks for."""
+    used = 0
+    indent = indent if indent + 3 + max(len(phase.name) for phase in PHASES) <= width else 0
+    for phase in PHASES:
+        label = f" {phase.name}"
+        if used and used + GAP + 2 + len(label) > width:
+            text.append("\n")
+            used = 0
+        gap = GAP if used else indent
+        text.append(" " * gap)
+        text.append((phase.ascii_mark if is_ascii else phase.mark) * 2, style=phase.style)
+        text.append(label, style="dim")
+        used += gap + 2 + len(label)
 
 
 def _runs(row: CallRow, begin_s: float, cell_s: float, num_cells: int) -> Iterator[tuple[Phase | None, int]]:

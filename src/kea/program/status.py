@@ -39,7 +39,9 @@ class CallRow:
     """One call of a timeline. Times in seconds: `submitted_s` since the session began, the others are durations.
 
     `blocked_s`: until the inputs were there. `waiting_s`: then until an engine began. `prefill_s`, `decode_s`: as the
-    engine measured them, summed over the outputs, like `output_tokens`. `total_s`: submit to end.
+    engine measured them, summed over the outputs, like `output_tokens`. `total_s`: submit to end. What these leave of
+    it is `other_s`: the prompt's text made tokens, the way to the engine, which takes a call when its step at hand is
+    done, and the way back.
     """
 
     id: str
@@ -59,6 +61,11 @@ class CallRow:
     num_attempts: int
     engine: int | None
     error: KeaError | None
+
+    @property
+    def other_s(self) -> float:
+        """Return what is left of `total_s`: tokenising, and the way to the engine and back."""
+        return max(0.0, self.total_s - self.blocked_s - self.waiting_s - self.prefill_s - self.decode_s)
 
     def to_json(self) -> dict[str, Any]:
         error = None if self.error is None else self.error.to_dict()
