@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from kea.cli.app import app
 from kea.cli.chat import Conversation
 from kea.cli.complete import _write
 from kea.cli.options import SamplingOptions
@@ -88,6 +90,27 @@ def test_a_chat_from_a_pipe(embedded_model: Path) -> None:
     assert "There is no command /nope." in result.stderr
     assert "The conversation is forgotten." in result.stderr
     assert len([line for line in result.stdout.splitlines() if line]) == 2
+
+
+def test_a_chat_tells_its_model_and_takes_messages_of_several_lines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = FakeEngine(lambda prompt, options: "yes", tokenizer=ChatTokenizer())
+    lines = ["one \\", "two", '"""three', "", '  four"""', '"""five"""', "/help", '"""six', "never ended"]
+    monkeypatch.setattr("kea.cli.chat.create_transport", lambda target: fake_transport(engine))
+    result = CliRunner().invoke(app, ["chat"], input="\n".join(lines))
+    assert result.exit_code == 0, result.output
+    assert "You talk to kea-embedded." in result.output
+    asked = ["one \ntwo", "three\n\n  four", "five", "six\nnever ended"]
+    assert [prompt.count("yes") for prompt in engine.record.prompts] == [0, 1, 2, 3]
+    for prompt, question in zip(engine.record.prompts, asked, strict=True):
+        assert question in prompt
+
+
+def test_a_chat_with_a_server_tells_the_servers_model(served: Served) -> None:
+    result = kea("chat", "--url", served.url, stdin="/exit\n")
+    assert result.returncode == 0, result.stderr
+    assert "You talk to stories." in result.stderr
 
 
 def test_the_embedded_model_is_sampled_unless_told_otherwise() -> None:

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from kea.cli import options
-from kea.cli.connecting import Target, create_transport
+from kea.cli.connecting import Target, create_transport, name_model
 from kea.cli.console import err, out, write_text
 from kea.cli.groups import grouped
 from kea.client.connection import Connection
@@ -24,6 +24,7 @@ from kea.program.output import OutputOptions, parse_output
 from kea.program.template import Message
 
 ANSWER = "answer"
+QUOTES = '"""'
 EMBEDDED_NOTE = (
     "The embedded model is a test instrument: it answers questions about passages that it is given, "
     "and cannot converse. kea chat MODEL talks to another one."
@@ -47,8 +48,9 @@ def chat(
 ) -> None:
     """Talk to a chat model in the terminal.
 
-    /reset, /system TEXT, /help and /exit are commands. Ctrl-C stops an answer;
-    at the prompt it ends the conversation.
+    /reset, /system TEXT, /help and /exit are commands. A line that ends in a
+    backslash goes on in the next; three quotes begin and end several lines.
+    Ctrl-C stops an answer; at the prompt it ends the conversation.
 
     Examples:
 
@@ -60,7 +62,10 @@ def chat(
     conversation = Conversation(parse_output(settings), system)
     if target.is_embedded:
         err.print(f"[dim]{EMBEDDED_NOTE}[/]")
-    with Connection(create_transport(target)) as connection, connection.session("chat") as session:
+    transport = create_transport(target)
+    with Connection(transport) as connection, connection.session("chat") as session:
+        name = connection.loop.run(name_model(target, transport))
+        err.print(f"You talk to {name}.", style="dim", markup=False)
         _talk(session, conversation)
 
 
@@ -117,7 +122,7 @@ def _talk(session: Session, conversation: Conversation) -> None:
     if sys.stdin.isatty():
         import readline  # noqa: F401 - gives the prompt its history and editing
 
-        err.print("[dim]/help lists the commands; Ctrl-D ends.[/]")
+        err.print('[dim]A line that ends in \\ goes on; """ begins and ends several. /help; Ctrl-D ends.[/]')
     while (line := _read_line()) is not None:
         if line.startswith("/"):
             if not _obey(line, conversation):
@@ -127,8 +132,31 @@ def _talk(session: Session, conversation: Conversation) -> None:
 
 
 def _read_line() -> str | None:
+    """Return what was typed up to the end of a line, or of several: one that ends in a backslash goes on in the next,
+    and one that begins with three quotes up to three quotes more. None at the end of input.
+    """
+    line = _read("> ")
+    if line is None or not line.startswith(QUOTES):
+        return None if line is None else _joined(line)
+    lines, line = [], line.removeprefix(QUOTES)
+    while line is not None and not line.rstrip().endswith(QUOTES):
+        lines.append(line)
+        line = _read(". ")
+    lines.append("" if line is None else line.rstrip().removesuffix(QUOTES))
+    return "\n".join(lines).strip("\n")
+
+
+def _joined(line: str) -> str:
+    lines = [line]
+    while lines[-1].endswith("\\"):
+        lines[-1] = lines[-1].removesuffix("\\")
+        lines.append(_read(". ") or "")
+    return "\n".join(lines).strip()
+
+
+def _read(prompt: str) -> str | None:
     try:
-        return input("> " if sys.stdin.isatty() else "").strip()
+        return input(prompt if sys.stdin.isatty() else "").rstrip("\r")
     except EOFError:
         return None
 
@@ -149,6 +177,9 @@ def _obey(line: str, conversation: Conversation) -> bool:
             err.print(f"There is no command {command}.", markup=False)
         for name, meaning in COMMANDS.items():
             err.print(f"  {name:13} {meaning}", markup=False)
+        err.print(
+            f"  {'line + Enter':13} a backslash before Enter, or {QUOTES} around lines: a message of several lines"
+        )
     return True
 
 

@@ -63,6 +63,13 @@ def create_transport(target: Target) -> Transport:
     return EmbeddedTransport(lambda: _local_service(config, source.name))
 
 
+async def name_model(target: Target, transport: Transport) -> str:
+    """Return the name of the model that a target's calls run on; a server is asked for it."""
+    if isinstance(transport, HttpTransport):
+        return await transport.name_model()
+    return choose_model(target.model).name
+
+
 @asynccontextmanager
 async def _local_service(config: EngineConfig, name: str) -> AsyncIterator[Service]:
     """Load a model into this process, showing its progress, and open a service over it."""

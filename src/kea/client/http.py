@@ -68,6 +68,12 @@ class HttpTransport:
             heartbeat.add_done_callback(self._heartbeats.discard)
         return channel
 
+    async def name_model(self) -> str:
+        """Return the name under which the server offers its model."""
+        assert self._client is not None, "the transport is not open"
+        models = await request(self._client, "GET", "/v1/models")
+        return str(models["data"][0]["id"])
+
     async def close(self) -> None:
         for heartbeat in self._heartbeats:
             heartbeat.cancel()
