@@ -218,3 +218,24 @@ def test_what_the_models_config_forbids_is_told_without_its_weights(
     result = kea("serve", str(tmp_path), "--port", "0", *arguments)
     assert result.returncode == 2
     assert f"error: {told}" in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize("debug", ["", "1"])
+def test_verbose_logs_what_kea_does_and_others_only_where_debugging_is_asked_for(
+    debug: str, stories260k: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "speaks.py").write_text(
+        "import logging\nlogging.getLogger('somebody').info('hello from somebody')\ndef f(x):\n    return x\n"
+    )
+    own = ("--kv-memory", "8MiB", "--functions", "speaks.py", "--port", "0", "--json-ready")
+    with start("--verbose", "serve", str(stories260k), *own, cwd=tmp_path, KEA_DEBUG=debug) as process:
+        assert process.stdout is not None
+        ready = json.loads(process.stdout.readline())
+        urllib.request.urlopen(f"{ready['url']}/health").read()
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+    assert "INFO kea.server.run: serving stories260k at" in said
+    assert "GET /health: 200 in" in said
+    assert ("hello from somebody" in said) == bool(debug)
+    if not debug:
+        assert "LlamaConfig" not in said, "the config is transformers' to tell"

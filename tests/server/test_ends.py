@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -248,6 +249,30 @@ async def test_the_ready_notice_tells_where_it_is() -> None:
     assert caught.value.param == "port"
     server.stop()
     await running
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_line_of_a_request_tells_its_tokens_its_time_and_its_client(
+    stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "kea.server.endpoint")
+    async with serving(FakeEngine(scripted("fine"))) as running:
+        body = {"prompt": "abc", "n": 2, "stream": stream}
+        response = await running.http.post("/v1/completions", json=body, headers={"x-request-id": "mine"})
+        assert response.status_code == 200
+        await running.http.get("/health")
+        await until(lambda: len(caplog.records) == 2)
+    line, health = (record.getMessage() for record in caplog.records)
+    prompt, outputs = len(running.engine.tokenizer.encode("abc")), 2 * (len(running.engine.tokenizer.encode("fine")))
+    found = re.fullmatch(
+        r"POST /v1/completions: 200 in \d\.\d{3} s, (\d+) \+ (\d+) tokens of fake, "
+        r"client 127\.0\.0\.1:\d+, request mine",
+        line,
+    )
+    assert found is not None, line
+    assert int(found[1]) == prompt
+    assert abs(int(found[2]) - outputs) <= 2  # the marks of an end and of a begin
+    assert re.fullmatch(r"GET /health: 200 in \d\.\d{3} s, client 127\.0\.0\.1:\d+, request \w+", health)
 
 
 async def test_answers_are_not_held_back_by_nagles_algorithm() -> None:

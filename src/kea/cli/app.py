@@ -42,7 +42,9 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def kea(
     *,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what the library does.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Log what Kea does; with KEA_DEBUG=1 also what others do.")
+    ] = False,
     _version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and end.")
     ] = False,
@@ -53,8 +55,11 @@ def kea(
     Exit status: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted.
     """
     level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    others = level if os.environ.get("KEA_DEBUG") else logging.WARNING
+    chatty = others if verbose else logging.ERROR
+    logging.basicConfig(level=others, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("kea").setLevel(level)
     for name in CHATTY:
-        logging.getLogger(name).setLevel(level if verbose else logging.ERROR)
+        logging.getLogger(name).setLevel(chatty)
     for variable in OWN_LEVELS:
-        os.environ.setdefault(variable, logging.getLevelName(level if verbose else logging.ERROR).lower())
+        os.environ.setdefault(variable, logging.getLevelName(chatty).lower())

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from kea.errors import InvalidRequest, ServiceClosing
 from kea.server.auth import OPEN_TENANT
 from kea.server.errors import Dialect, as_kea_error, error_response
+from kea.server.generation import Runner, Tally
 from kea.server.lifeline import Lifeline
 from kea.server.limits import read_body
 from kea.server.sse import LIFELINE_KEY
@@ -47,13 +48,17 @@ class Access(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request that passed the checks. `body` is of the endpoint's body class (an empty `Body` without one)."""
+    """A request that passed the checks. `body` is of the endpoint's body class (an empty `Body` without one).
+
+    `runner` counts the request's tokens.
+    """
 
     state: AppState
     scope: Scope
     tenant: str
     request_id: str
     body: Any
+    runner: Runner
 
     @property
     def path_params(self) -> Mapping[str, str]:
@@ -122,8 +127,12 @@ class EndpointApp:
 
     def _log(self, scope: Scope, gate: SendGate, seconds: float) -> None:
         """Tell how a request ended: the path by its pattern, so that nothing of the caller's stands in the log."""
-        method, path = self._endpoint.method, self._endpoint.path
-        logger.info("%s %s: %s in %.3f s, request %s", method, path, gate.ending, seconds, scope.get(REQUEST_ID_KEY))
+        method, path, tally = self._endpoint.method, self._endpoint.path, gate.tally
+        model = scope[STATE_KEY].model.name
+        tokens = f"{tally.prompt_tokens} + {tally.output_tokens} tokens of {model}, " if tally.prompt_tokens else ""
+        client = "{}:{}".format(*scope["client"]) if scope.get("client") else "?"
+        ending = f"{gate.ending} in {seconds:.3f} s, {tokens}client {client}"
+        logger.info("%s %s: %s, request %s", method, path, ending, scope.get(REQUEST_ID_KEY))
 
     async def _serve(self, scope: Scope, receive: Receive, send: SendGate) -> None:
         state: AppState = scope[STATE_KEY]
@@ -135,7 +144,8 @@ class EndpointApp:
                 raw = await read_body(scope, receive, state.config.limits.max_body_bytes)
                 if self._endpoint.waits:
                     lifeline.watch(receive)
-                call = Call(state, scope, tenant, scope[REQUEST_ID_KEY], self._parse(scope, raw))
+                runner = state.runner.counting(send.tally)
+                call = Call(state, scope, tenant, scope[REQUEST_ID_KEY], self._parse(scope, raw), runner)
                 self._tell_ignored(call, send)
                 scope[LIFELINE_KEY] = lifeline
                 response = await self._endpoint.handler(call)
@@ -164,13 +174,14 @@ class EndpointApp:
 
 
 class SendGate:
-    """Passes messages on, adds `headers` to the answer, and remembers whether it has begun and how it ended."""
+    """Passes messages on, adds `headers` to the answer, remembers whether it has begun, how it ended, what it took."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self.is_started = False
         self.headers: list[tuple[bytes, bytes]] = []
         self.ending = "no answer"
+        self.tally = Tally()
 
     async def __call__(self, message: Message) -> None:
         self.is_started = True

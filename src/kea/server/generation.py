@@ -68,6 +68,14 @@ class Written:
         return Chunk(tuple(self.token_ids), self.text, tuple(self.logprobs), self.prompt_logprobs, self.finish)
 
 
+@dataclass(slots=True)
+class Tally:
+    """The tokens of one request so far: of its prompts, and of all its outputs."""
+
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+
+
 class Runner:
     """Runs jobs on one engine and measures them. Holds nothing between jobs."""
 
@@ -75,6 +83,13 @@ class Runner:
         self._engine = engine
         self._metrics = metrics
         self._clock = clock
+        self._tally = Tally()
+
+    def counting(self, tally: Tally) -> Runner:
+        """Return a runner for one request, whose tokens it counts into `tally`."""
+        runner = Runner(self._engine, self._metrics, self._clock)
+        runner._tally = tally
+        return runner
 
     async def stream(self, jobs: Sequence[PromptJob]) -> AsyncGenerator[ChoiceChunk]:
         """Yield chunks as they come. An engine that dies before the first one is given one more try."""
@@ -117,6 +132,7 @@ class Runner:
         contexts: list[Context] = []
         num_open = 0
         includes_stop = any(job.includes_stop for job in jobs)  # they are of one request
+        self._tally.prompt_tokens, self._tally.output_tokens = sum(len(job.token_ids) for job in jobs), 0
         try:
             generations = self._start(jobs, contexts)
             num_open = len(generations)
@@ -124,6 +140,7 @@ class Runner:
                 timers = [OutputTimer(self._metrics, arrived_s) for _ in generations]
                 async for item in chunks:
                     timers[item.choice_idx].see(item.chunk, self._clock())
+                    self._tally.output_tokens += len(item.chunk.token_ids)
                     if item.chunk.finish is not None:
                         contexts[item.choice_idx].free()
                         num_open -= 1

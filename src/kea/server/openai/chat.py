@@ -87,7 +87,7 @@ def _finish_reason(finish: Finish | None, *, has_calls: bool) -> WireFinishReaso
 
 
 async def _answer(call: Call, body: ChatBody, turn: Turn) -> ASGIApp:
-    written = await call.state.runner.collect([turn.job])
+    written = await call.runner.collect([turn.job])
     reply = ChatReply(
         id=f"chatcmpl-{call.request_id}",
         object="chat.completion",
@@ -149,7 +149,7 @@ class _ChatStream:
     """Writes the frames of one stream."""
 
     def __init__(self, call: Call, body: ChatBody, turn: Turn) -> None:
-        self._runner = call.state.runner
+        self._runner = call.runner
         self._body = body
         self._turn = turn
         self._outputs = [_Output(turn.create_parser()) for _ in turn.job.choices]

@@ -99,7 +99,7 @@ class _Writer:
     """Writes the answer of one request from the chunks of its choices."""
 
     def __init__(self, call: Call, body: CompletionBody, jobs: Sequence[PromptJob]) -> None:
-        self._runner = call.state.runner
+        self._runner = call.runner
         self._tokenizer = call.state.model.tokenizer
         self._body = body
         self._jobs = jobs

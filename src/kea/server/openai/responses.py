@@ -99,7 +99,7 @@ async def _frames(events: AsyncGenerator[ResponseEvent]) -> AsyncGenerator[bytes
 async def _foreground(call: Call, run: ResponseRun) -> AsyncGenerator[ResponseEvent]:
     """Run a response while its client waits for it."""
     try:
-        async with aclosing(run.events(call.state.runner)) as events:
+        async with aclosing(run.events(call.runner)) as events:
             async for event in events:
                 yield event
     finally:
@@ -124,7 +124,7 @@ async def _begin_in_background(call: Call, body: ResponseBody, run: ResponseRun)
 
 async def _run_in_background(call: Call, run: ResponseRun) -> None:
     try:
-        async with Lifeline(call.state.lifecycle), aclosing(run.events(call.state.runner)) as events:
+        async with Lifeline(call.state.lifecycle), aclosing(run.events(call.runner)) as events:
             async for event in events:
                 run.keep(event)
     except KeaError as error:
