@@ -14,7 +14,7 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 
 from kea.engine.base import Context, ContextSpec, Engine, Generation
-from kea.errors import EngineDied, KeaError
+from kea.errors import EngineDied, KeaError, error_from_dict
 from kea.server.metrics import Metrics
 from kea.service import OutputTimer
 from kea.types import Chunk, Finish, GenerateOptions, TokenLogprob
@@ -28,7 +28,8 @@ NUM_ATTEMPTS = 2
 class PromptJob:
     """A prompt, the options of each of its choices, and its text where the caller gave that.
 
-    `includes_stop`: a stop string that ends an output is its last text.
+    `includes_stop`: a stop string that ends an output is its last text. `constraint_field`: what the request calls its
+    constraint.
     """
 
     token_ids: tuple[int, ...]
@@ -36,6 +37,7 @@ class PromptJob:
     spec: ContextSpec
     text: str | None = None
     includes_stop: bool = False
+    constraint_field: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ class Runner:
     async def stream(self, jobs: Sequence[PromptJob]) -> AsyncGenerator[ChoiceChunk]:
         """Yield chunks as they come. An engine that dies before the first one is given one more try."""
         arrived_s = self._clock()
-        with self._counting_failures():
+        with self._counting_failures(jobs):
             for attempt in range(1, NUM_ATTEMPTS + 1):
                 is_begun = False
                 try:
@@ -110,7 +112,7 @@ class Runner:
 
     async def collect(self, jobs: Sequence[PromptJob]) -> list[Written]:
         """Return the whole outputs. An engine that dies at any point is given one more try: nothing was sent yet."""
-        with self._counting_failures():
+        with self._counting_failures(jobs):
             return await self._collect(jobs)
 
     async def _collect(self, jobs: Sequence[PromptJob]) -> list[Written]:
@@ -153,13 +155,18 @@ class Runner:
                 context.free()
 
     @contextmanager
-    def _counting_failures(self) -> Iterator[None]:
-        """Count a request that ends with an error; not one that an engine's death did not end."""
+    def _counting_failures(self, jobs: Sequence[PromptJob]) -> Iterator[None]:
+        """Count a request that ends with an error, which names the request's field; not one that an engine's death did
+        not end.
+        """
         try:
             yield
         except KeaError as error:
             self._metrics.saw_failure(error.code)
-            raise
+            named = _with_field(error, jobs[0])  # all are of one request
+            if named is error:
+                raise
+            raise named from error.__cause__
 
     def _start(self, jobs: Sequence[PromptJob], contexts: list[Context]) -> list[Generation]:
         """Create a context per choice (all but a prompt's first are forks) into `contexts`, and begin all outputs."""
@@ -176,6 +183,14 @@ class Runner:
                 context.generate(options) for context, options in zip([root, *forks], job.choices, strict=True)
             ]
         return generations
+
+
+def _with_field(error: KeaError, job: PromptJob) -> KeaError:
+    """Return an error about the constraint, which the engine calls by its kind, with the field of the request."""
+    kinds = {options.constraint.kind for options in job.choices if options.constraint is not None}
+    if job.constraint_field is None or error.param not in kinds:
+        return error
+    return error_from_dict(error.to_dict() | {"param": job.constraint_field})
 
 
 def _with_stop(item: ChoiceChunk) -> ChoiceChunk:

@@ -213,3 +213,12 @@ async def test_a_model_without_a_template_refuses_to_chat() -> None:
         response = await running.http.post("/v1/chat/completions", json={"messages": HELLO})
         assert response.status_code == 400
         assert response.json()["error"]["code"] == "unsupported"
+
+
+@pytest.mark.parametrize("role", ["user", "system", "developer", "assistant"])
+async def test_a_message_without_content_is_refused(role: str) -> None:
+    async with serving() as running:
+        for message in ({"role": role}, {"role": role, "content": None}):
+            body = {"model": "fake", "messages": [*HELLO, message]}
+            response = await running.http.post("/v1/chat/completions", json=body)
+            assert (response.status_code, response.json()["error"]["param"]) == (400, "messages[1].content")

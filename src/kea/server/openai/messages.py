@@ -72,6 +72,9 @@ def text_of(content: str | Sequence[ContentPart] | None, where: str) -> str:
 
 
 def _template_message(message: ChatMessage, where: str) -> dict[str, Any]:
+    is_empty = message.content is None and not (message.tool_calls or message.refusal)
+    if is_empty and not (message.role == "assistant" and (message.reasoning_content or message.reasoning)):
+        raise InvalidRequest(f"{where}.content is required.", param=f"{where}.content")
     role = "system" if message.role == "developer" else message.role
     result: dict[str, Any] = {"role": role, "content": text_of(message.content, f"{where}.content")}
     if message.name is not None:

@@ -78,7 +78,8 @@ def create_job(call: Call, fields: SamplingFields, wanted: Wanted, prompt: Promp
         prompt_logprobs=wanted.prompt_logprobs,
     )
     choices = tuple(_choices(options, wanted.num_choices))
-    return PromptJob(prompt.token_ids, choices, spec, prompt.text, fields.includes_stop())
+    field = None if wanted.constraint is None else fields.constraint_field() or "tools"
+    return PromptJob(prompt.token_ids, choices, spec, prompt.text, fields.includes_stop(), field)
 
 
 def total_usage(jobs: Sequence[PromptJob], finishes: Sequence[Finish | None]) -> UsageReply:

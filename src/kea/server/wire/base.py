@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 from starlette.responses import Response
 
 from kea.errors import InvalidRequest, Unsupported
@@ -104,7 +105,8 @@ def quote(value: object) -> str:
 
 def _explain(error: ValidationError) -> InvalidRequest:
     found = error.errors(include_url=False, include_context=False)
-    first = next((item for item in found if item["loc"][-1:] == ("type",)), found[0])
+    told = next((item for item in found if item["loc"][-1:] == ("type",)), found[0])
+    first = _nearest(found) if told is found[0] else told
     if first["type"] == "json_invalid":
         return InvalidRequest(f"The body is not valid JSON: {first['msg']}.", param="body")
     if not first["loc"]:
@@ -112,8 +114,22 @@ def _explain(error: ValidationError) -> InvalidRequest:
     path = _path_of(first["loc"])
     if first["type"] == "missing":
         return InvalidRequest(f"{path} is required.", param=path)
-    reasons = dict.fromkeys(item["msg"] for item in found if _path_of(item["loc"]) == path)
-    return InvalidRequest(f"{path} is {quote(first['input'])}: {'; or: '.join(reasons)}.", param=path)
+    alike = [item for item in found if _path_of(item["loc"]) == path and _is_of_type(item) == _is_of_type(first)]
+    reasons = dict.fromkeys(item["msg"] for item in alike)
+    param = _path_of(told["loc"])  # of several alternatives, what OpenAI's clients call the field
+    return InvalidRequest(f"{path} is {quote(first['input'])}: {'; or: '.join(reasons)}.", param=param)
+
+
+def _nearest(found: Sequence[ErrorDetails]) -> ErrorDetails:
+    """Return the error of the alternative that the value came nearest to: it had the right type and a wrong value."""
+    field = found[0]["loc"][:1]
+    if not _is_of_type(found[0]):
+        return found[0]
+    return next((item for item in found if item["loc"][:1] == field and not _is_of_type(item)), found[0])
+
+
+def _is_of_type(item: ErrorDetails) -> bool:
+    return item["type"].endswith("_type")
 
 
 def _path_of(loc: tuple[int | str, ...]) -> str:

@@ -178,6 +178,13 @@ class SamplingFields(Body):
             raise unsupported(next(iter(given)), "set beside another field that says what the output must match")
         return next((outputs.to_constraint() for outputs in given.values()), from_format)
 
+    def constraint_field(self) -> str | None:
+        """Return the name of the field that says what the output must match."""
+        names = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
+        given = next((name for name in names if getattr(self, name) is not None), None)
+        has_format = self.response_format is not None and self.response_format.type != "text"
+        return given or ("response_format" if has_format else None)
+
     def _guided(self) -> StructuredOutputs | None:
         """Return what vLLM's older names ask for, under the newer ones."""
         values = {name: getattr(self, f"guided_{name}") for name in ("json", "regex", "choice", "grammar")}
