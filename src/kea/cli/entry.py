@@ -76,12 +76,11 @@ def _tell(error: Exception) -> int:
 
 def _end_interrupted() -> NoReturn:
     """Say so and exit; at once where a thread was left behind, for which an ordinary exit would wait."""
-    from kea.cluster.abandoned import is_any_alive
-
+    abandoned = sys.modules.get("kea.cluster.abandoned")  # an import that was cut may not be begun again
     _flush()
     sys.stderr.write("Interrupted.\n")
     sys.stderr.flush()
-    if is_any_alive():
+    if abandoned is not None and abandoned.is_any_alive():
         os._exit(INTERRUPTED)
     sys.exit(INTERRUPTED)
 
