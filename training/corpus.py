@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,11 +58,13 @@ def plain_sentences(text: str) -> Iterator[str]:
 
 
 def load_corpus(data: Path, tokenizer: Tokenizer, cache: Path, held_out: bool = False) -> Corpus:
-    """Read one side of the split; the tokens of the books are kept in `cache`, which belongs to one tokenizer."""
+    """Read one side of the split; the tokens of the books are kept in `cache`, by the checksum of the tokenizer."""
     texts = [read_book(path) for path in book_paths(data, held_out)]
     sentences = tuple(sentence for text in texts for sentence in plain_sentences(text))
-    token_path = cache / f"books-{'held-out' if held_out else 'train'}.npy"
+    checksum = zlib.crc32(tokenizer.to_str().encode())
+    token_path = cache / f"books-{'held-out' if held_out else 'train'}-{checksum:08x}.npy"
     if not token_path.exists():
+        print(f"tokenising {len(texts)} books into {token_path} ...", flush=True)
         cache.mkdir(parents=True, exist_ok=True)
         np.save(token_path, tokenize_books(texts, tokenizer))
     return Corpus(np.load(token_path), read_stories(data, held_out), sentences)
