@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from training.command_line import Mistake, in_one_sentence, need_files
 from training.config import ModelConfig, Recipe
 
 TEMPLATE = Path(__file__).with_name("card.md")
@@ -108,15 +109,29 @@ def count_parameters(folder: Path) -> int:
 
 def main() -> None:
     """Write the card as the command line says."""
+    arguments = parse_arguments()
+    with in_one_sentence():
+        write_card(arguments)
+
+
+def write_card(arguments: argparse.Namespace) -> None:
+    """Write the card into the model directory; raise Mistake where the evaluation left out tasks or language."""
+    need_files(arguments.model, ("model.safetensors",), "a model directory")
+    evaluation = json.loads(arguments.evaluation.read_text(encoding="utf-8"))
+    if missing := {"tasks", "tasks_with_schema", "language"} - evaluation.keys():
+        raise Mistake(f"{arguments.evaluation} has no {', no '.join(sorted(missing))}: evaluate with samples and rows")
+    progress = json.loads(arguments.progress.read_text(encoding="utf-8"))
+    card = render_card(evaluation, progress, Recipe().model, count_parameters(arguments.model))
+    (arguments.model / "README.md").write_text(card, encoding="utf-8")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="model directory")
     parser.add_argument("--evaluation", type=Path, required=True, help="figures that training.evaluate wrote")
     parser.add_argument("--progress", type=Path, required=True, help="state.json of the run")
-    arguments = parser.parse_args()
-    evaluation = json.loads(arguments.evaluation.read_text(encoding="utf-8"))
-    progress = json.loads(arguments.progress.read_text(encoding="utf-8"))
-    card = render_card(evaluation, progress, Recipe().model, count_parameters(arguments.model))
-    (arguments.model / "README.md").write_text(card, encoding="utf-8")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from training.command_line import Mistake, need_files
 from training.config import HELD_OUT_BOOKS
 from training.tokenizer import EOS, encode, token_id
 
@@ -29,6 +30,14 @@ class Corpus:
     books: TokenArray
     stories: tuple[str, ...]
     sentences: tuple[str, ...]
+
+
+def check_data(data: Path) -> None:
+    """Raise Mistake where a folder lacks the stories, a book that is held out, or any other book."""
+    held_out = [f"books/{name}.txt" for name in HELD_OUT_BOOKS]
+    need_files(data, ("tinystories.txt", *held_out), "the folder of the data")
+    if not book_paths(data, held_out=False):
+        raise Mistake(f"{data}/books has no books but the {len(HELD_OUT_BOOKS)} that are held out")
 
 
 def book_paths(data: Path, held_out: bool) -> list[Path]:

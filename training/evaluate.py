@@ -23,8 +23,9 @@ from torch import Tensor
 
 from training import language
 from training.card import language_table
+from training.command_line import in_one_sentence, need_files
 from training.config import HELD_OUT_BOOKS
-from training.corpus import Corpus, book_paths, load_corpus, read_book
+from training.corpus import Corpus, book_paths, check_data, load_corpus, read_book
 from training.engines import ServerEngine, Subject, TransformersEngine, load_subject
 from training.kea_engine import KeaEngine
 from training.scoring import Accuracy, Engine, held_out_world, score_all, score_enforced_json
@@ -150,7 +151,10 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Evaluate as the command line says."""
     arguments = parse_arguments()
-    report = evaluate(arguments)
+    with in_one_sentence():
+        need_files(arguments.model, ("config.json", "model.safetensors", "tokenizer.json"), "a model directory")
+        check_data(arguments.data)
+        report = evaluate(arguments)
     report["disagreements"] = found = disagreements(report)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
+from training.command_line import in_one_sentence, need_files
 from training.config import ModelConfig, Recipe
 from training.tokenizer import BOS, END, EOS, PAD, load_tokenizer, save_tokenizer, token_id
 
@@ -79,7 +80,10 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder of a training run")
     parser.add_argument("--out", type=Path, required=True, help="model directory to write")
     arguments = parser.parse_args()
-    export(arguments.run, arguments.out, Recipe().model)
+    with in_one_sentence():
+        need_files(arguments.run, ("master.safetensors", "tokenizer.json"), "the folder of a run")
+        export(arguments.run, arguments.out, Recipe().model)
+        print(f"wrote a model directory into {arguments.out}")
 
 
 if __name__ == "__main__":

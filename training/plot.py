@@ -9,6 +9,8 @@ import argparse
 import json
 from pathlib import Path
 
+from training.command_line import Mistake, in_one_sentence
+
 
 def read_log(path: Path) -> list[dict[str, float]]:
     """Return the entries of a log in order."""
@@ -46,10 +48,13 @@ def plot(entries: list[dict[str, float]], out: Path) -> None:
 def main() -> None:
     """Plot as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--log", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--log", type=Path, required=True, help="log.jsonl of a run")
+    parser.add_argument("--out", type=Path, required=True, help="PNG file to write")
     arguments = parser.parse_args()
-    plot(read_log(arguments.log), arguments.out)
+    with in_one_sentence():
+        if not (entries := read_log(arguments.log)):
+            raise Mistake(f"{arguments.log} has no entries to plot")
+        plot(entries, arguments.out)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
+from training.command_line import in_one_sentence, need_files
+
 
 def resume(model: Path, progress: Path, out: Path) -> None:
     """Write weights in fp32, the tokenizer and the progress into `out`; refuse a folder that holds weights."""
@@ -21,10 +23,10 @@ def resume(model: Path, progress: Path, out: Path) -> None:
         raise FileExistsError(f"{target} is there already: continue that run, or name another folder")
     out.mkdir(parents=True, exist_ok=True)
     weights = load_file(model / "model.safetensors")
+    shutil.copy(progress, out / "state.json")
     save_file({name.removeprefix("model."): weight.float() for name, weight in weights.items()}, target)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(model / name, out / name)
-    shutil.copy(progress, out / "state.json")
 
 
 def main() -> None:
@@ -34,7 +36,12 @@ def main() -> None:
     parser.add_argument("--progress", type=Path, required=True, help="state.json of the run it came from")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run to make")
     arguments = parser.parse_args()
-    resume(arguments.model, arguments.progress, arguments.out)
+    with in_one_sentence():
+        need_files(
+            arguments.model, ("model.safetensors", "tokenizer.json", "tokenizer_config.json"), "a model directory"
+        )
+        resume(arguments.model, arguments.progress, arguments.out)
+        print(f"wrote the folder of a run into {arguments.out}")
 
 
 if __name__ == "__main__":

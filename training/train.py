@@ -4,7 +4,8 @@
 
 The folder `--out` holds the tokenizer, the tokens of the books, the latest weights in fp32 (master.safetensors), how
 far they are (state.json) and the log (log.jsonl). A segment continues what it finds there; the optimizer is warmed up
-again. SIGTERM ends it after a step, with everything saved. Knows nothing of the prompts inside the rows.
+again. Ctrl-C or SIGTERM ends it after a step, with everything saved; a second Ctrl-C ends it at once. Knows nothing of
+the prompts inside the rows.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import signal
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import FrameType
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,8 +26,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from training import model as model_module
+from training.command_line import Mistake, in_one_sentence
 from training.config import OptimConfig, Recipe
-from training.corpus import load_corpus
+from training.corpus import check_data, load_corpus
 from training.data import Batch, RowMaker
 from training.model import Llama, sink_penalty
 from training.optimizer import Optimizer
@@ -33,6 +37,7 @@ from training.vocabulary import load_or_train_tokenizer
 SAVE_EVERY_S = 120.0
 LOG_EVERY = 25
 NOISE = 0.01  # less than any difference between two weights of tokens
+SHORTEST = 128  # tokens of a row: below it, few samples fit
 FULL_SIZE_LEN = 1024  # samples have their full difficulty in rows of this length
 
 
@@ -92,7 +97,7 @@ class Run:
             losses.append(self.step_on(self._rows.batch(self._num_rows, self._segment.length), scale))
             self._progress = Progress(
                 self._progress.step + 1,
-                self._progress.tokens + self._recipe.tokens_per_step,
+                self._progress.tokens + self._num_rows * self._segment.length,
                 first.seconds + time.monotonic() - start,
             )
             if self._progress.step % LOG_EVERY == 0:
@@ -101,6 +106,8 @@ class Run:
             if time.monotonic() - saved > SAVE_EVERY_S:
                 self.save()
                 saved = time.monotonic()
+        if losses:
+            self._log(losses, scale)
         self.save()
         return self._progress
 
@@ -208,11 +215,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder with books/ and tinystories.txt")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--length", type=int, default=1024, help="tokens per row")
-    parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--minutes", type=float, required=True, help="wall-clock time of this segment")
     parser.add_argument("--cooldown", type=float, default=0.0, help="minutes of linear decay at the end")
     parser.add_argument("--peak", type=float, default=1.0, help="factor of both learning rates")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--tokens-per-step", type=int, default=Recipe().tokens_per_step)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--tokens-per-step", type=int, default=Recipe().tokens_per_step, help="rows times length")
     parser.add_argument("--size", type=float, help="difficulty of samples, 0..1; default: length / 1024")
     share = Recipe().mixture.streaming_share
     parser.add_argument("--streaming-share", type=float, default=share, help="share of samples that are StreamEval")
@@ -223,9 +230,36 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def check_length(length: int, tokens_per_step: int, longest: int) -> None:
+    """Raise Mistake where rows are longer than the model or a step, or too short for one line of a stream."""
+    most = min(longest, tokens_per_step)
+    if not SHORTEST <= length <= most:
+        raise Mistake(f"--length {length} is out of range: {SHORTEST} to {most} tokens")
+
+
+def stop_on_signals(run: Run) -> None:
+    """Let Ctrl-C and SIGTERM end a run after its step; a second Ctrl-C interrupts."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        run.stop()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.write(2, b"stopping after this step (Ctrl-C again: at once, unsaved)\n")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+
+
 def main() -> None:
-    """Run one segment as the command line says."""
+    """Run one segment; a mistake on the command line ends in a sentence."""
     arguments = parse_arguments()
+    with in_one_sentence():
+        run_segment(arguments)
+
+
+def run_segment(arguments: argparse.Namespace) -> None:
+    """Run one segment as the command line says."""
+    check_data(arguments.data)
+    check_length(arguments.length, arguments.tokens_per_step, Recipe().model.max_len)
     mixture = replace(Recipe().mixture, streaming_share=arguments.streaming_share)
     recipe = replace(
         Recipe(),
@@ -250,8 +284,10 @@ def main() -> None:
     rows = RowMaker(tokenizer, corpus, recipe.mixture, recipe.seed + done.step, recipe.sink_token)
     rows.set_size(min(1.0, arguments.length / FULL_SIZE_LEN) if arguments.size is None else arguments.size)
     run = Run(recipe, segment, tokenizer, rows)
-    signal.signal(signal.SIGTERM, lambda *_: run.stop())
-    print(run.run())
+    stop_on_signals(run)
+    print(f"going on at step {done.step} in {segment.out}; a line every {LOG_EVERY} steps", flush=True)
+    done = run.run()
+    print(f"saved at step {done.step}: {done.tokens:,} tokens in {done.seconds:.0f} s")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ NUM_TASKS = 4_000
 def load_or_train_tokenizer(data: Path, out: Path, recipe: Recipe) -> Tokenizer:
     """Return the tokenizer of a run's folder; a new run trains its own."""
     if not (out / "tokenizer.json").exists():
+        print(f"training a tokenizer for {out} ...", flush=True)
         tokenizer = train_tokenizer(sample_texts(data, recipe.seed), recipe.model.vocab_size)
         save_tokenizer(tokenizer, out, recipe.model.max_len)
     return load_tokenizer(out)
