@@ -29,7 +29,10 @@ def split_by_length(entries: list[dict[str, float]]) -> list[list[dict[str, floa
 
 def plot(entries: list[dict[str, float]], out: Path) -> None:
     """Write the curve of the weighted loss over millions of tokens as a PNG."""
-    import matplotlib as mpl
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise Mistake("a plot needs matplotlib: pip install -e .[bench]") from error
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
