@@ -15,7 +15,7 @@ from kea.cluster.loop import Inbox
 from kea.engine.base import Capabilities, EngineInfo
 from kea.engine.config import EngineConfig
 
-INFO = EngineInfo("fake", 100, 10, (2,), 4, 25, 8, "cpu", "float32", "reference", Capabilities())
+INFO = EngineInfo("fake", 100, 10, (2,), 4, 25, 8, "cpu", "float32", "float32", "reference", Capabilities())
 WAIT_S = 10
 
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 from starlette.responses import Response
 
 from kea.errors import InvalidRequest, Unsupported
 
+_ErrorDetails = Mapping[str, Any]  # of `ValidationError.errors()`
 MAX_QUOTED_LEN = 80
 JSON_TYPE = "application/json"
 UNION_MEMBERS = frozenset({"str", "int", "float", "bool", "dict", "nullable"})
@@ -120,7 +120,7 @@ def _explain(error: ValidationError) -> InvalidRequest:
     return InvalidRequest(f"{path} is {quote(first['input'])}: {'; or: '.join(reasons)}.", param=param)
 
 
-def _nearest(found: Sequence[ErrorDetails]) -> ErrorDetails:
+def _nearest(found: Sequence[_ErrorDetails]) -> _ErrorDetails:
     """Return the error of the alternative that the value came nearest to: it had the right type and a wrong value."""
     field = found[0]["loc"][:1]
     if not _is_of_type(found[0]):
@@ -128,8 +128,8 @@ def _nearest(found: Sequence[ErrorDetails]) -> ErrorDetails:
     return next((item for item in found if item["loc"][:1] == field and not _is_of_type(item)), found[0])
 
 
-def _is_of_type(item: ErrorDetails) -> bool:
-    return item["type"].endswith("_type")
+def _is_of_type(item: _ErrorDetails) -> bool:
+    return str(item["type"]).endswith("_type")
 
 
 def _path_of(loc: tuple[int | str, ...]) -> str:
