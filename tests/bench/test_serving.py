@@ -219,7 +219,7 @@ REPORT_KEYS = [
     "peers", "bounds", "samples", "failures", "shows",
 ]  # fmt: skip
 ENTRY_KEYS = {
-    "machine": ["cpu", "num_cores", "memory_bytes", "os", "load_average"],
+    "machine": ["cpu", "num_cores", "memory_bytes", "os", "load_average", "other_share"],
     "versions": ["kea", "python", "httpx2"],
     "model": ["name", "num_parameters", "dtype"],
     "load": [

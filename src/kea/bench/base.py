@@ -21,13 +21,18 @@ PeerStatus = Literal["measured", "absent", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the measurement ran on. `load_average` is the one-minute load before it began, None where unknown."""
+    """What the measurement ran on.
+
+    `load_average`: the one-minute load before it began. `other_share`: what other processes took of the cores' time
+    while it ran, from 0 to 1. None where unknown.
+    """
 
     cpu: str
     num_cores: int
     memory_bytes: int | None
     os: str
     load_average: float | None
+    other_share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from kea.bench.cli import app
 from kea.bench.engine import peers as peers_module
 from kea.bench.engine.base import Precision
 from kea.bench.engine.shapes import Shape, write_checkpoint
+from kea.bench.machine import OtherWork
 
 TRACE = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:15:46.6805900,374,44
@@ -103,7 +104,10 @@ def test_a_given_checkpoint_is_measured_at_its_own_precision(tiny: Path, tmp_pat
     assert "the checkpoint is bf16" in result.output
 
 
-def test_cells_that_do_not_fit_are_reported(tiny: Path, tmp_path: Path) -> None:
+def test_cells_that_do_not_fit_and_others_work_are_reported(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OtherWork, "share", lambda _: 0.31)
     report = tmp_path / "report.json"
     result = invoke(
         tmp_path,
@@ -115,6 +119,8 @@ def test_cells_that_do_not_fit_are_reported(tiny: Path, tmp_path: Path) -> None:
     assert len(left_out) == 2
     assert "the model has 512" in left_out[0]
     assert "kv-tokens is 2,000" in left_out[1]
+    assert json.loads(report.read_text())["machine"]["other_share"] == 0.31
+    assert "Other processes took 31% of the cores' time" in result.output
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from kea.bench.engine.settings import EngineSettings
 from kea.bench.engine.shapes import Shape
 from kea.bench.engine.table import render_result
 from kea.bench.load.integers import parse_integer
-from kea.bench.machine import read_machine
+from kea.bench.machine import OtherWork, read_machine
 from kea.bench.progress import TurnsView
 from kea.bench.serve_options import check_writable
 from kea.bench.terminal import EXIT_INTERRUPTED, EXIT_NOTHING, ending_as_by_ctrl_c, exit_with, print_result
@@ -119,7 +119,7 @@ def run(settings: EngineSettings, json_file: Path | None) -> int:
     """Measure, print the tables, write the report, and return the exit status."""
     check_writable(json_file, "json")
     notes = Console(stderr=True)
-    machine, began, started = read_machine(), datetime.now(UTC), time.perf_counter()
+    machine, began, started, others = read_machine(), datetime.now(UTC), time.perf_counter(), OtherWork()
     with TurnsView(notes) as view, tempfile.TemporaryDirectory(prefix="kea-bench-") as logs:
         try:
             with ending_as_by_ctrl_c():
@@ -129,6 +129,7 @@ def run(settings: EngineSettings, json_file: Path | None) -> int:
     if measured is None:
         notes.print("Stopped before anything was measured.")
         return EXIT_INTERRUPTED
+    machine = replace(machine, other_share=others.share())
     report = build_report(measured, settings.describe(), machine, began, time.perf_counter() - started)
     print_result(render_result(measured, report))
     if json_file is not None:

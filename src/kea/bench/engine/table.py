@@ -18,6 +18,8 @@ from kea.bench.engine.cells import ALONE, Cell
 from kea.bench.engine.figures import Measured, bound_seconds, goodputs, medians, objective, seconds_of, values_of
 
 _ABSENT = "-"
+_MUCH_OTHER_WORK = 0.05
+_BUSY = "Other processes took {:.0%} of the cores' time meanwhile: compare ratios only, and repeat on an idle machine."
 
 
 def render_result(measured: Measured, report: Report) -> RenderableType:
@@ -128,6 +130,8 @@ def _holds(show: Show) -> Text:
 def _remarks(report: Report) -> list[Text]:
     lines = [Text(f"{peer.name}: {peer.version}; {peer.note}", style="dim") for peer in report.peers if peer.version]
     lines += [Text(f"{one.peer}: {one.kind}, {one.message} ({one.count}x)", style="yellow") for one in report.failures]
+    if (report.machine.other_share or 0.0) > _MUCH_OTHER_WORK:
+        lines.append(Text(_BUSY.format(report.machine.other_share), style="yellow"))
     if report.interrupted:
         lines.append(Text("The run was interrupted; the figures are of what was finished by then.", style="yellow"))
     return lines
