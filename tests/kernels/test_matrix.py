@@ -65,6 +65,19 @@ def test_products_equal_double_precision(num_rows: int, shape: tuple[int, int], 
         assert np.abs(multiply(matrix, vector, x) - expected).max(initial=0.0) < 2e-5 * max(1.0, np.sqrt(shape[1]))
 
 
+@pytest.mark.parametrize("kind", [FULL, HALF])
+@pytest.mark.parametrize("num_rows", [5, 16, 32, 70])
+def test_products_in_tiles_are_no_less_precise_than_those_of_fp32(num_rows: int, kind: int) -> None:
+    if not has_tiles():
+        pytest.skip("this processor has no tile unit")
+    matrix = weights((320, 1536), kind)
+    assert matrix.takes_tiles(num_rows)
+    x = np.random.default_rng(1).standard_normal((num_rows, 1536)).astype(np.float32)
+    whole = matrix.rows(np.arange(320))
+    exact = x.astype(np.float64) @ whole.astype(np.float64).T
+    assert np.square(multiply(matrix, NONE, x) - exact).mean() <= np.square(x @ whole.T - exact).mean()
+
+
 def test_three_parts_hold_a_number_exactly() -> None:
     """What tiles are fed: numbers of all sizes and signs, times one, come out as they went in."""
     if not has_tiles():

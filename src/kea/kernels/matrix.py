@@ -26,7 +26,8 @@ CHUNKS_PER_THREAD = 3
 as many chunks as keep a thread from waiting long for the last one."""
 
 
-MIN_FULL_ROWS = 48
+MIN_FULL_ROWS = 5
+"""Rows of x from which on products with fp32 weights, six in tiles for one, are no slower than in vector registers."""
 
 
 def padded(size: int, unit: int = PAIR_COLUMNS) -> int:
@@ -57,7 +58,7 @@ class PanelMatrix:
     def takes_tiles(self, num_rows: int) -> bool:
         """Whether this many rows of x are to be cut into tiles for this matrix, on this machine.
 
-        Weights in fp32 have to be cut too, which pays for many rows only.
+        Weights in fp32 have to be cut too, which does not pay for a few rows.
         """
         return has_tiles() and (self.kind != FULL or num_rows >= MIN_FULL_ROWS)
 

@@ -96,6 +96,23 @@ def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
     return builder.call(builder.module.declare_intrinsic("llvm.fma.v16f32", (), kind), [a, b, c])
 
 
+def emit_pair(builder: Any, low: Any, high: Any) -> Any:
+    """Emit the upper halves of two vectors of fp32, next to each other: bfloat16, cut off and not rounded."""
+    low = builder.lshr(builder.bitcast(low, INTS), _ints(16))
+    return builder.or_(low, builder.and_(builder.bitcast(high, INTS), _ints(0xFFFF0000)))
+
+
+def emit_cut(builder: Any, source: Any, targets: list[Any]) -> None:
+    """Emit what turns two units of fp32 into a row of each of some tiles: bfloat16 numbers whose sum they are."""
+    rest = [
+        builder.load(pointer(builder, builder.add(source, I64(UNIT_BYTES * i))), typ=VECTOR, align=4) for i in range(2)
+    ]
+    for target in targets:
+        builder.store(emit_pair(builder, *rest), pointer(builder, target), align=64)
+        tops = [builder.bitcast(builder.and_(builder.bitcast(v, INTS), _ints(0xFFFF0000)), VECTOR) for v in rest]
+        rest = [builder.fsub(value, top) for value, top in zip(rest, tops, strict=True)]
+
+
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
 def dot_panels(
     _typing: Any, kind: Any, rows: Any, panels: Any, x: Any, x_stride: Any, w: Any, panel_bytes: Any, units: Any,
@@ -140,38 +157,19 @@ def dot_panels(
     return signature, emit
 
 
-@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
-def cut_unit(_typing: Any, kind: Any, source: Any, target: Any, part_bytes: Any) -> Any:
-    """Turn a unit of int8 into two rows of a tile, or two units of fp32 into one row of each of three tiles."""
-    if not isinstance(kind, types.IntegerLiteral):
-        return None
-
-    def pair(builder: Any, low: Any, high: Any) -> Any:
-        low = builder.lshr(builder.bitcast(low, INTS), _ints(16))
-        return builder.or_(low, builder.and_(builder.bitcast(high, INTS), _ints(0xFFFF0000)))
-
-    def top(builder: Any, value: Any) -> Any:
-        return builder.bitcast(builder.and_(builder.bitcast(value, INTS), _ints(0xFFFF0000)), VECTOR)
+@intrinsic  # type: ignore[untyped-decorator]
+def cut_unit(_typing: Any, source: Any, target: Any) -> Any:
+    """Turn a unit of int8 into two rows of a tile."""
 
     def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        _, source, target, part_bytes = args
-        if kind.literal_value == BYTE:
-            values = _widen(builder, BYTE, source)
-            for i in range(2):
-                at = pointer(builder, builder.add(target, I64(UNIT_BYTES * i)))
-                builder.store(pair(builder, values[2 * i], values[2 * i + 1]), at, align=64)
-            return context.get_dummy_value()
-        rest = [
-            builder.load(pointer(builder, builder.add(source, I64(UNIT_BYTES * i))), typ=VECTOR, align=4)
-            for i in range(2)
-        ]
-        for part in range(SPLITS):
-            at = pointer(builder, builder.add(target, builder.mul(part_bytes, I64(part))))
-            builder.store(pair(builder, *rest), at, align=64)
-            rest = [builder.fsub(value, top(builder, value)) for value in rest]
+        source, target = args
+        values = _widen(builder, BYTE, source)
+        for i in range(2):
+            at = pointer(builder, builder.add(target, I64(UNIT_BYTES * i)))
+            builder.store(emit_pair(builder, values[2 * i], values[2 * i + 1]), at, align=64)
         return context.get_dummy_value()
 
-    return types.void(kind, types.int64, types.int64, types.int64), emit
+    return types.void(types.int64, types.int64), emit
 
 
 @njit(nogil=True)  # type: ignore[untyped-decorator]

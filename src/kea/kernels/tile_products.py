@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import carray, literally, njit
+from numba import carray, njit
 from numpy.typing import NDArray
 
 from kea.kernels import tiles
+from kea.kernels.full_products import cut_full
 from kea.kernels.machine import i64_at
 from kea.kernels.panels import (
     BIAS,
     BLOCK_ROWS,
     BLOCK_STEP_BYTES,
-    BYTE,
     CONFIG,
     DEPTH,
-    FULL,
     LANES,
     NUM_ARGUMENTS,
     NUM_ROWS,
@@ -141,27 +140,20 @@ def tiles_chunk(a: NDArray[np.int64], chunk: int, parts: tuple[int, int, int, in
 
 
 @njit(nogil=True)  # type: ignore[untyped-decorator]
-def cut_chunk(kind: int, address: int, chunk: int) -> None:
-    """One chunk of a product whose weights become bfloat16 in this core's cache: one part of int8, three of fp32."""
-    literally(kind)
-    a = carray(i64_at(address), NUM_ARGUMENTS)
+def cut_chunk(a: NDArray[np.int64], chunk: int) -> None:
+    """One chunk of a product with int8 weights, which become bfloat16 in this core's second cache."""
     _, panel, _, last = part_of(a, chunk)
-    num_parts = 1 if kind == BYTE else SPLITS
     panel_bytes = a[DEPTH] * 2 * LANES
     part_bytes = (last - panel) * panel_bytes
-    room = np.empty(num_parts * part_bytes + UNIT_BYTES, np.uint8)
+    room = np.empty(part_bytes + UNIT_BYTES, np.uint8)
     start = (room.ctypes.data + UNIT_BYTES - 1) // UNIT_BYTES * UNIT_BYTES
-    taken = UNIT_BYTES if kind == BYTE else 2 * UNIT_BYTES
-    made = 2 * UNIT_BYTES if kind == BYTE else UNIT_BYTES
     ahead = 2 * a[PANEL_BYTES]
     for p in range(panel, last):
         source, target = a[W] + p * a[PANEL_BYTES], start + (p - panel) * panel_bytes
-        for u in range(a[PANEL_BYTES] // taken):
-            tiles.prefetch_line(source + ahead + u * taken)
-            cut_unit(kind, source + u * taken, target + u * made, part_bytes)
-            if kind != BYTE:
-                tiles.prefetch_line(source + ahead + u * taken + UNIT_BYTES)
-    tiles_chunk(a, chunk, (start, panel_bytes, part_bytes, num_parts))
+        for u in range(a[PANEL_BYTES] // UNIT_BYTES):
+            tiles.prefetch_line(source + ahead + u * UNIT_BYTES)
+            cut_unit(source + u * UNIT_BYTES, target + 2 * u * UNIT_BYTES)
+    tiles_chunk(a, chunk, (start, panel_bytes, part_bytes, 1))
     room[0] = 0  # alive until here
 
 
@@ -185,7 +177,7 @@ def cut_few(a: NDArray[np.int64], chunk: int) -> None:
                 target = start + half * CUT_STEPS * TILE_BYTES
                 for u in range(count * step_bytes // UNIT_BYTES):
                     tiles.prefetch_line(source + ahead + u * UNIT_BYTES)
-                    cut_unit(BYTE, source + u * UNIT_BYTES, target + 2 * u * UNIT_BYTES, 0)
+                    cut_unit(source + u * UNIT_BYTES, target + 2 * u * UNIT_BYTES)
             rows, weights = a[X] + k * BLOCK_STEP_BYTES, (start, CUT_STEPS * TILE_BYTES)
             if num_rows > TILE_ROWS:
                 multiply_32(rows, weights, (count, SPLITS), out, k > 0)
@@ -198,7 +190,7 @@ def cut_few(a: NDArray[np.int64], chunk: int) -> None:
 
 
 def multiply_tiles_full(address: int, chunk: int) -> None:
-    cut_chunk(FULL, address, chunk)
+    cut_full(carray(i64_at(address), NUM_ARGUMENTS), chunk)
 
 
 def multiply_tiles_half(address: int, chunk: int) -> None:
@@ -212,7 +204,7 @@ def multiply_tiles_byte(address: int, chunk: int) -> None:
     if a[NUM_ROWS] <= BLOCK_ROWS:
         cut_few(a, chunk)
     else:
-        cut_chunk(BYTE, address, chunk)
+        cut_chunk(a, chunk)
 
 
 TILES_PRODUCTS = (Kernel(multiply_tiles_full), Kernel(multiply_tiles_half), Kernel(multiply_tiles_byte))

@@ -17,7 +17,7 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from kea.kernels.machine import I64, POINTER, pointer
+from kea.kernels.machine import I64, POINTER, emit_prefetch, pointer
 
 I8 = ir.IntType(8)
 TILE_ROWS = 16
@@ -53,6 +53,16 @@ def tile_config(rows: tuple[int, ...]) -> NDArray[np.uint8]:
 def _call(builder: Any, name: str, kinds: list[Any], args: list[Any]) -> None:
     function = builder.module.declare_intrinsic(name, (), ir.FunctionType(ir.VoidType(), kinds))
     builder.call(function, args)
+
+
+def emit_load(builder: Any, tile: int, address: Any) -> None:
+    """Emit what loads a register from rows of 64 bytes, one behind the other."""
+    _call(builder, "llvm.x86.tileloadd64", [I8, POINTER, I64], [I8(tile), pointer(builder, address), I64(64)])
+
+
+def emit_dot(builder: Any, total: int, rows: int, columns: int) -> None:
+    """Emit total += rows columns: see `dot`."""
+    _call(builder, "llvm.x86.tdpbf16ps", [I8] * 3, [I8(number) for number in (total, rows, columns)])
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -141,20 +151,13 @@ def dot(_typing: Any, total: Any, rows: Any, columns: Any) -> Any:
     return types.void(total, rows, columns), emit
 
 
-def _prefetch(builder: Any, address: Any) -> None:
-    i32 = ir.IntType(32)
-    name, kind = "llvm.prefetch.p0", ir.FunctionType(ir.VoidType(), [POINTER, i32, i32, i32])
-    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-    builder.call(function, [pointer(builder, address), i32(0), i32(2), i32(1)])
-
-
 @intrinsic  # type: ignore[untyped-decorator]
 def prefetch(_typing: Any, address: Any) -> Any:
     """Ask for the 1,024 bytes of a tile to be brought to the core's second cache. Any address will do."""
 
     def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         for line in range(0, TILE_BYTES, 64):
-            _prefetch(builder, builder.add(args[0], I64(line)))
+            emit_prefetch(builder, builder.add(args[0], I64(line)))
         return context.get_dummy_value()
 
     return types.void(types.int64), emit
@@ -165,7 +168,7 @@ def prefetch_line(_typing: Any, address: Any) -> Any:
     """Ask for 64 bytes."""
 
     def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        _prefetch(builder, args[0])
+        emit_prefetch(builder, args[0])
         return context.get_dummy_value()
 
     return types.void(types.int64), emit

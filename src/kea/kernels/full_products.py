@@ -1,0 +1,197 @@
+"""Products with fp32 weights by Intel's tiles: a core cuts weights into three bfloat16 parts in its first cache, those
+of a step of k while its tiles multiply the step before (`panels`). Knows no models.
+
+For each block of 32 rows they are cut anew: done meanwhile, it costs less than to read from the second cache what was
+cut once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import carray, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from kea.kernels import tiles
+from kea.kernels.machine import I64, emit_prefetch, f32_at
+from kea.kernels.panels import (
+    BIAS,
+    BLOCK_ROWS,
+    BLOCK_STEP_BYTES,
+    CONFIG,
+    DEPTH,
+    LANES,
+    OUT,
+    OUT_STRIDE,
+    PANEL_BYTES,
+    SCALE,
+    SPLITS,
+    TAIL_CONFIG,
+    UNIT_BYTES,
+    W,
+    X,
+    emit_cut,
+    finish,
+    part_of,
+)
+from kea.kernels.tiles import TILE_BYTES, TILE_DEPTH, TILE_ROWS, emit_dot, emit_load
+
+STEP_BYTES = TILE_DEPTH * LANES * 4
+PART_BYTES = 2 * TILE_BYTES
+CUT_BYTES = SPLITS * PART_BYTES
+"""A step of k of one panel of fp32; one part of it of two panels; all of them."""
+
+AHEAD = 4
+"""Steps of k between what is fetched from memory and what is cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dot:
+    """A product of registers, and the loads before it: of which register, how many bytes behind the first."""
+
+    total: int
+    rows: int
+    columns: int
+    weights: tuple[tuple[int, int], ...] = ()
+    x: tuple[tuple[int, int], ...] = ()
+
+
+def dots(tall: bool) -> list[Dot]:
+    """The products of a step of up to 32 or 16 rows with two panels: of nine of three parts and three, the six largest.
+
+    Sums are in registers 0 to 3: of two times 16 rows; or of 16 rows, those of the weights' first parts by themselves,
+    since a sum that waits for the one before takes three times as long as a product.
+    """
+    found = []
+    for part in range(SPLITS):
+        for other in range(SPLITS - part):
+            at, upper = part * PART_BYTES, other * PART_BYTES
+            left, right = (((4, at),), ((5, at + TILE_BYTES),)) if other == 0 else ((), ())
+            if tall:
+                found += [Dot(0, 6, 4, left, ((6, upper),)), Dot(1, 6, 5, right)]
+                found += [Dot(2, 7, 4, (), ((7, upper + TILE_BYTES),)), Dot(3, 7, 5)]
+            else:
+                total, rows = 2 * (part > 0), 6 + (part + other) % 2
+                found += [Dot(total, rows, 4, left, ((rows, upper),)), Dot(total + 1, rows, 5, right)]
+    return found
+
+
+def emit_cuts(builder: Any, source: Any, panel_bytes: Any, target: Any, ahead: Any) -> Iterator[None]:
+    """Emit, a row of the tiles at a time, what cuts a step of two panels at `source` to `target`, and asks for the one
+    at `ahead`.
+    """
+    for row in range(TILE_ROWS):
+        for panel in range(2):
+            first = builder.add(builder.mul(I64(panel), panel_bytes), I64(2 * row * UNIT_BYTES))
+            for unit in range(2):
+                emit_prefetch(builder, builder.add(builder.add(ahead, first), I64(unit * UNIT_BYTES)))
+            at = panel * TILE_BYTES + row * UNIT_BYTES
+            parts = [builder.add(target, I64(part * PART_BYTES + at)) for part in range(SPLITS)]
+            emit_cut(builder, builder.add(source, first), parts)
+            yield
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def cut_step(_typing: Any, source: Any, panel_bytes: Any, target: Any, ahead: Any) -> Any:
+    """Cut a step of k of two panels, which are `panel_bytes` apart, and ask for the one at `ahead`."""
+
+    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        for _ in emit_cuts(builder, *args):
+            pass
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), emit
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def multiply_and_cut(_typing: Any, tall: Any, x: Any, weights: Any, step: Any) -> Any:
+    """Add the products of a step of k of up to 32 rows (`tall` is 1; or 16: 0) with two panels that were cut to
+    `weights`; meanwhile cut another one: `step` is what `cut_step` takes.
+    """
+    if not isinstance(tall, types.IntegerLiteral):
+        return None
+
+    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        _, x, weights, step = args
+        cuts, done = emit_cuts(builder, *cgutils.unpack_tuple(builder, step)), 0
+        products = dots(bool(tall.literal_value))
+        for number, dot in enumerate(products, start=1):
+            for address, loads in ((weights, dot.weights), (x, dot.x)):
+                for tile, offset in loads:
+                    emit_load(builder, tile, builder.add(address, I64(offset)))
+            emit_dot(builder, dot.total, dot.rows, dot.columns)
+            while done * len(products) < 2 * TILE_ROWS * number:
+                next(cuts)
+                done += 1
+        return context.get_dummy_value()
+
+    return types.void(tall, types.int64, types.int64, types.UniTuple(types.int64, 4)), emit
+
+
+@njit(nogil=True)  # type: ignore[untyped-decorator]
+def cut_full(a: NDArray[np.int64], chunk: int) -> None:
+    """One chunk of a product with fp32 weights, block by block of the rows."""
+    row, panel, num_rows, last = part_of(a, chunk)
+    room = np.empty(2 * CUT_BYTES + PART_BYTES + UNIT_BYTES, np.uint8)
+    start = (room.ctypes.data + UNIT_BYTES - 1) // UNIT_BYTES * UNIT_BYTES
+    for m in range(0, num_rows, BLOCK_ROWS):
+        multiply_block(a, (row + m, min(BLOCK_ROWS, num_rows - m)), (panel, last), start)
+    tiles.release()
+    sums = (a[OUT] + row * a[OUT_STRIDE] + panel * UNIT_BYTES, a[OUT_STRIDE])
+    finish(sums, num_rows, (panel * LANES, (last - panel) * LANES), a[SCALE], a[BIAS])
+    room[0] = 0  # alive until here
+
+
+@njit(nogil=True)  # type: ignore[untyped-decorator]
+def multiply_block(a: NDArray[np.int64], rows: tuple[int, int], panels: tuple[int, int], room: int) -> None:
+    """Write the products of a block of rows with some panels. `rows`: the first one, how many; `panels`: the first one,
+    one past the last; `room`: two steps of cut weights and two tiles.
+    """
+    (row, num_rows), (panel, last) = rows, panels
+    steps, stride, panel_bytes = a[DEPTH] // TILE_DEPTH, a[OUT_STRIDE], a[PANEL_BYTES]
+    block = a[X] + row // BLOCK_ROWS * steps * BLOCK_STEP_BYTES
+    tiles.configure(a[CONFIG] if num_rows == BLOCK_ROWS else a[TAIL_CONFIG])
+    w = a[W] + panel * panel_bytes
+    cut_step(w, panel_bytes, room, w + STEP_BYTES)
+    now, then = room, room + CUT_BYTES
+    for p in range(panel, last, 2):
+        w, out = a[W] + p * panel_bytes, a[OUT] + row * stride + p * UNIT_BYTES
+        behind = w + 2 * panel_bytes
+        following = behind if p + 2 < last else w
+        tiles.zero(0)
+        tiles.zero(1)
+        tiles.zero(2)
+        tiles.zero(3)
+        for k in range(steps):
+            x = block + k * BLOCK_STEP_BYTES
+            source = w + (k + 1) * STEP_BYTES if k + 1 < steps else following
+            ahead = w + (k + AHEAD) * STEP_BYTES if k + AHEAD < steps else behind + (k + AHEAD - steps) * STEP_BYTES
+            if num_rows > TILE_ROWS:
+                multiply_and_cut(1, x, now, (source, panel_bytes, then, ahead))
+            else:
+                multiply_and_cut(0, x, now, (source, panel_bytes, then, ahead))
+            now, then = then, now
+        tiles.store(0, out, stride)
+        tiles.store(1, out + UNIT_BYTES, stride)
+        if num_rows > TILE_ROWS:
+            tiles.store(2, out + TILE_ROWS * stride, stride)
+            tiles.store(3, out + TILE_ROWS * stride + UNIT_BYTES, stride)
+        else:
+            add_tiles(out, stride, num_rows, room + 2 * CUT_BYTES)
+
+
+@njit(nogil=True)  # type: ignore[untyped-decorator]
+def add_tiles(out: int, stride: int, num_rows: int, room: int) -> None:
+    """Add registers 2 and 3 to rows of 32 values; `room` is for two tiles."""
+    tiles.store(2, room, 2 * UNIT_BYTES)
+    tiles.store(3, room + UNIT_BYTES, 2 * UNIT_BYTES)
+    for m in range(num_rows):
+        row = carray(f32_at(out + m * stride), 2 * LANES)
+        terms = carray(f32_at(room + m * 2 * UNIT_BYTES), 2 * LANES)
+        for n in range(2 * LANES):
+            row[n] += terms[n]
