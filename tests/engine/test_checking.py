@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,24 @@ def test_what_the_model_can_have_is_not_refused(bare: str, length: int | None) -
 def test_a_length_above_the_models_is_refused(bare: str) -> None:
     with pytest.raises(InvalidRequest, match="max_model_len is 513; it must be at least 1 and at most 512"):
         check_engine(EngineConfig(bare, max_model_len=513))
+
+
+def test_a_length_above_that_of_a_model_that_was_seen_before_is_refused_without_a_wait(
+    bare: str, tmp_path: Path
+) -> None:
+    code = (
+        "import sys; from kea.engine.checking import check_engine; from kea.engine.config import EngineConfig\n"
+        f"try: check_engine(EngineConfig({bare!r}, max_model_len=513))\n"
+        "except Exception as error: print(error, {'torch', 'transformers'} & set(sys.modules))"
+    )
+    said = [
+        subprocess.check_output(
+            [sys.executable, "-c", code], text=True, env={**os.environ, "HOME": str(tmp_path / "home")}
+        )
+        for _ in range(2)
+    ]
+    assert said[1] == "max_model_len is 513; it must be at least 1 and at most 512. set()\n"
+    assert said[0].startswith("max_model_len is 513; it must be at least 1 and at most 512. {")
 
 
 @pytest.mark.parametrize(("kv_cache_dtype", "item_bytes"), [("auto", 4), ("float16", 2)])

@@ -76,12 +76,12 @@ async def _local_service(config: EngineConfig, name: str) -> AsyncIterator[Servi
     from kea.cluster import start_engine
     from kea.cluster.abandoned import call_on_thread
     from kea.engine.checking import check_engine
-    from kea.models import Tokenizer
+    from kea.models import Tokenizer, user_notes
     from kea.service import Service
 
     with LoadingView(f"Loading {name}") as view:
         await call_on_thread(lambda: check_engine(config))
-        tokenizer = await call_on_thread(lambda: Tokenizer.load(config.model))
+        tokenizer = await call_on_thread(lambda: Tokenizer.load(config.model, notes=user_notes()))
         engine = await start_engine(config, "thread", view.show)
     try:
         async with Service([engine], tokenizer) as service:

@@ -25,10 +25,12 @@ async def embedded_service(
     from kea.cluster import start_engine
     from kea.cluster.abandoned import call_on_thread
     from kea.engine.config import EngineConfig
-    from kea.models import Tokenizer, require_embedded_model
+    from kea.models import Tokenizer, require_embedded_model, user_notes
 
     source = model or str(require_embedded_model())
-    tokenizer = await call_on_thread(lambda: Tokenizer.load(source, revision=engine.get("revision")))
+    tokenizer = await call_on_thread(
+        lambda: Tokenizer.load(source, revision=engine.get("revision"), notes=user_notes())
+    )
     started = await start_engine(EngineConfig(model=source, **engine), place="thread")
     try:
         config = config or ServiceConfig(idle_s=math.inf)  # the sessions are this process's own

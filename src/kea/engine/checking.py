@@ -1,13 +1,18 @@
 """What can be told of an engine before its model is loaded: what its settings and the model's config forbid.
 
-Owns no rule: they are those of the load. Imports torch and transformers, and reads no weight.
+Owns no rule: they are those of the load. Reads no weight; imports torch behind what the config alone forbids, and
+transformers where there is no note of the config.
 """
 
 from __future__ import annotations
 
 from kea.engine.config import EngineConfig, longest_context
-from kea.engine.machine import resolve_device
 from kea.models.describing import ITEM_BYTES, check_model
+from kea.models.limits import read_limits
+from kea.models.noted_config import read_noting
+from kea.models.notes import user_notes
+from kea.models.source import resolve_source
+from kea.models.support import check_config
 
 
 def check_engine(config: EngineConfig) -> None:
@@ -15,10 +20,14 @@ def check_engine(config: EngineConfig) -> None:
 
     A KV memory is looked at where keys and values are kept in a floating point of one size, and the config tells it.
     """
+    source = resolve_source(config.model, revision=config.revision)
+    facts = read_noting(source, config.revision, user_notes())
+    check_config(facts)
+    read_limits(facts, config.max_model_len)
+    from kea.engine.machine import resolve_device  # here, since torch takes a second
+
     device = resolve_device(config.device)
-    model = check_model(
-        config.model, dtype=config.dtype, device=device, revision=config.revision, max_len=config.max_model_len
-    )
+    model = check_model(source, facts, dtype=config.dtype, device=device, max_len=config.max_model_len)
     kv_dtype = model.dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
     if config.kv_memory_bytes is None or model.kv_token_bytes is None or kv_dtype not in ITEM_BYTES:
         return

@@ -47,7 +47,7 @@ from kea.engine.state import ContextState
 from kea.engine.stopping import OutputTracker
 from kea.errors import EngineFault, KeaError
 from kea.memory import KVMemory, MemoryConfig
-from kea.models import DecoderModel, ProgressCallback, Tokenizer, load_model
+from kea.models import DecoderModel, ProgressCallback, Tokenizer, load_model, user_notes
 from kea.types import Chunk, Stopping
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,8 @@ class EngineCore:
         set_num_threads(config.num_threads)
         device = resolve_device(config.device)
         use_device(device)
-        tokenizer = Tokenizer.load(config.model, revision=config.revision)
+        notes = user_notes()
+        tokenizer = Tokenizer.load(config.model, revision=config.revision, notes=notes)
         model = load_model(
             config.model,
             dtype=config.dtype,
@@ -100,6 +101,7 @@ class EngineCore:
             revision=config.revision,
             max_len=config.max_model_len,
             progress=report,
+            notes=notes,
         )
         limits = resolve_limits(config, model.facts, free_memory_bytes(model.facts.device))
         core = cls(model, tokenizer, limits, time.monotonic)

@@ -4,6 +4,7 @@ from kea.models.base import CapturingDecoder, DecoderModel, ModelFacts, StepInpu
 from kea.models.describing import ModelDescription, describe_model
 from kea.models.detokenizer import Detokenizer
 from kea.models.loading import load_model
+from kea.models.notes import Notes, user_notes
 from kea.models.progress import LoadProgress, ProgressCallback
 from kea.models.shipped import EMBEDDED_NAME, embedded_model_path, require_embedded_model
 from kea.models.source import read_default_sampling
@@ -17,6 +18,7 @@ __all__ = [
     "LoadProgress",
     "ModelDescription",
     "ModelFacts",
+    "Notes",
     "ProgressCallback",
     "StepInput",
     "Tokenizer",
@@ -25,4 +27,5 @@ __all__ = [
     "load_model",
     "read_default_sampling",
     "require_embedded_model",
+    "user_notes",
 ]

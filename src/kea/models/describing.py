@@ -52,27 +52,24 @@ def describe_model(
     """
     source = resolve_source(name_or_path, revision=revision)
     config = read_config(source, revision)
-    description = _describe(source, config, resolve_dtype(dtype, device, config))
+    description = describe_config(source, config, resolve_dtype(dtype, device, config))
     return replace(description, name=model_name(str(name_or_path)), refusal=_refusal(config))
 
 
-def check_model(
-    name_or_path: str | Path, *, dtype: str, device: str, revision: str | None, max_len: int | None
-) -> ModelDescription:
+def check_model(source: str, config: Any, *, dtype: str, device: str, max_len: int | None) -> ModelDescription:
     """Describe a model that `load_model` with the same arguments would not refuse by its config or its files' headers.
 
     Raises `Unsupported` and `ModelLoadFailed` as that, and `InvalidRequest` where `max_len` is too long for the model.
     `max_len` of the description is the one that would hold.
     """
-    source = resolve_source(name_or_path, revision=revision)
-    config = read_config(source, revision)
     check_config(config)
     limits = read_limits(config, max_len)
-    description = _describe(source, config, resolve_dtype(dtype, device, config))
-    return replace(description, name=model_name(str(name_or_path)), max_len=limits.max_len)
+    description = describe_config(source, config, resolve_dtype(dtype, device, config))
+    return replace(description, max_len=limits.max_len)
 
 
-def _describe(source: str, config: Any, arithmetic: str) -> ModelDescription:
+def describe_config(source: str, config: Any, arithmetic: str) -> ModelDescription:
+    """Describe a directory or hub id by its config, as it stands, in an arithmetic."""
     text = config.get_text_config()
     num_parameters = _stored_parameters(Path(source))
     kv_values = _kv_values(text)
@@ -143,11 +140,11 @@ def _refusal(config: Any) -> str | None:
 
 def _stored_parameters(directory: Path) -> int | None:
     """Count the values in a directory's safetensors files by their headers; None where there are none."""
-    files = _weight_files(directory) if directory.is_dir() else []
+    files = weight_files(directory) if directory.is_dir() else []
     return sum(map(_parameters_in, files)) if files else None
 
 
-def _weight_files(directory: Path) -> list[Path]:
+def weight_files(directory: Path) -> list[Path]:
     """Return the files that are loaded, as transformers chooses them; all of them where it would choose none."""
     if (directory / "model.safetensors").is_file():
         return [directory / "model.safetensors"]
@@ -161,26 +158,37 @@ def _weight_files(directory: Path) -> list[Path]:
     return [directory / name for name in sorted(names)]
 
 
-def _parameters_in(file: Path) -> int:
-    """Count the values in one file (format: 8 bytes of length, little-endian, the header in JSON, then the values).
+def stored_shapes(directory: Path) -> dict[str, list[Any]]:
+    """Return the type and the shape of each weight in a directory's safetensors files, by its name.
 
-    Raises `ModelLoadFailed` where the file is of another format, or ends before its last value.
+    Raises `ModelLoadFailed` where a file is of another format, or ends before its last value.
     """
+    files = weight_files(directory)
+    return {name: [dtype, list(shape)] for file in files for name, (dtype, shape) in _shapes_in(file).items()}
+
+
+def _parameters_in(file: Path) -> int:
+    return sum(_product(shape) for _, shape in _shapes_in(file).values())
+
+
+def _shapes_in(file: Path) -> dict[str, tuple[str, list[int]]]:
+    """Read a file's header (format: 8 bytes of length, little-endian, the header in JSON, then the values)."""
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(HEADER_LENGTH_BYTES), "little")
             header = json.loads(stream.read(length)) if length <= MAX_HEADER_BYTES else None
-        tensors = [value for key, value in (header or {}).items() if key != "__metadata__"]
-        num_bytes = HEADER_LENGTH_BYTES + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
+        tensors = {key: value for key, value in (header or {}).items() if key != "__metadata__"}
+        ends = (tensor["data_offsets"][1] for tensor in tensors.values())
+        num_bytes = HEADER_LENGTH_BYTES + length + max(ends, default=0)
         found_bytes = file.stat().st_size
-        num_parameters = sum(_product(tensor["shape"]) for tensor in tensors)
+        shapes = {name: (str(tensor["dtype"]), list(map(int, tensor["shape"]))) for name, tensor in tensors.items()}
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise ModelLoadFailed(f"{file} is not a safetensors file: {error}.", hint=FILES_HINT, param="model") from error
     if found_bytes < num_bytes:
         raise ModelLoadFailed(
             f"{file} is cut off: it has {found_bytes:,} of {num_bytes:,} bytes.", hint=FILES_HINT, param="model"
         )
-    return num_parameters
+    return shapes
 
 
 def _product(shape: list[int]) -> int:

@@ -16,12 +16,12 @@ from kea.errors import InvalidRequest, ModelLoadFailed, Unsupported
 from kea.models.base import QUANTIZATIONS, DecoderModel, ModelFacts
 from kea.models.describing import model_name, resolve_dtype, resolve_kv_dtype
 from kea.models.limits import Limits, read_limits
-from kea.models.progress import ProgressCallback, reporting
+from kea.models.noted_config import as_whole, read_noting
+from kea.models.progress import LoadProgress, ProgressCallback, reporting
 from kea.models.source import (
     FILES_HINT,
     eos_ids,
     failing_as_load_error,
-    read_config,
     resolve_source,
     try_read_generation_config,
 )
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
     from kea.attention.base import AttentionBackend, LayerSpec
     from kea.models.hosted import HostedDecoder
+    from kea.models.lean import DecoderSpec
+    from kea.models.noted_model import Finding
+    from kea.models.notes import Notes
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +61,11 @@ class Order:
     quantize: str | None
     kv_dtype: torch.dtype
 
+    @property
+    def of_proof(self) -> tuple[object, ...]:
+        """What the logits of a proof depend on, beside the checkpoint."""
+        return (self.quantize, self.limits.use_long_rope)
+
 
 def load_model(
     name_or_path: str | Path,
@@ -72,6 +80,7 @@ def load_model(
     allow_pickle: bool = False,
     graphs: bool = True,
     progress: ProgressCallback | None = None,
+    notes: Notes | None = None,
 ) -> DecoderModel:
     """Load a decoder and prove that it runs exactly.
 
@@ -82,7 +91,9 @@ def load_model(
     of zero: half to read, no longer exactly the checkpoint's model; the proof is of the rounded one. `kv_cache_dtype`
     float16 or int8 rounds keys and values where they are kept; the proof is of the model that keeps them as they are,
     and what rounding does to its logits must stay small. `graphs`: small steps on a GPU are captured (see
-    `CapturingDecoder`). Raises `ModelLoadFailed`, `Unsupported` with the reason, or `InvalidRequest` for a parameter.
+    `CapturingDecoder`). `notes`: where an earlier load noted what transformers' code computes of this checkpoint, that
+    is what ours is compared with, and transformers is not imported. Raises `ModelLoadFailed`, `Unsupported` with the
+    reason, or `InvalidRequest` for a parameter.
     """
     import torch
 
@@ -90,7 +101,7 @@ def load_model(
 
     attention = create_backend(backend, device)
     source = resolve_source(name_or_path, revision=revision)
-    config = read_config(source, revision)
+    config = read_noting(source, revision, notes)
     check_config(config)
     arithmetic: torch.dtype = getattr(torch, resolve_dtype(dtype, device, config))
     may_be_lean = backend in LEAN_BACKENDS and device == "cpu" and arithmetic == torch.float32
@@ -100,10 +111,13 @@ def load_model(
     limits = read_limits(config, max_len)
     bounds = (revision, limits, allow_pickle, may_be_lean, may_capture)
     order = Order(source, arithmetic, device, *bounds, quantize, kv_dtype=getattr(torch, kv))
+    noted = None if notes is None or not may_be_lean else _try_load_noted(order, config, attention, notes, progress)
+    if noted is not None:
+        return noted
     with reporting(progress) as report:
-        model = _read_weights(order, config)
+        model = _read_weights(order, as_whole(config, source, revision))
         report("check", 0, 1)
-        decoder = _bind_and_prove(model, attention, order)
+        decoder = _bind_and_prove(model, attention, order, notes)
         report("check", 1, 1)
     return decoder
 
@@ -163,7 +177,7 @@ def _model_class(config: Any) -> Any:
     return model_class[0] if isinstance(model_class, tuple) else model_class
 
 
-def _bind_and_prove(model: Any, attention: AttentionBackend, order: Order) -> DecoderModel:
+def _bind_and_prove(model: Any, attention: AttentionBackend, order: Order, notes: Notes | None) -> DecoderModel:
     from kea.models.calls import register
     from kea.models.hosted import HostedDecoder
     from kea.models.lean import round_weights
@@ -179,8 +193,15 @@ def _bind_and_prove(model: Any, attention: AttentionBackend, order: Order) -> De
         install_double_rotary(model, use_long=order.limits.use_long_rope)
         if order.limits.use_long_rope:  # the model's own frequencies are the short ones, for a text this short
             expected = eager_logits(model)
-        facts = _facts(model, tuple(spec for _, spec in layers), attention, order)
-        lean = _try_lean(model, facts, expected, order) if order.may_be_lean else None
+        facts = _facts(
+            model.config,
+            attention,
+            order,
+            layers=tuple(spec for _, spec in layers),
+            eos_token_ids=_eos_token_ids(model.config, order),
+            num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        )
+        lean = _try_lean(model, facts, expected, order, notes) if order.may_be_lean else None
         if lean is not None:
             return lean
         _check_hosted(facts, order)
@@ -215,49 +236,105 @@ def _with_graphs(decoder: HostedDecoder, attention: AttentionBackend) -> Decoder
     return GraphedDecoder(decoder, attention, CudaRecorder()) if isinstance(attention, TritonAttention) else decoder
 
 
-def _try_lean(model: Any, facts: ModelFacts, expected: torch.Tensor, order: Order) -> DecoderModel | None:
-    """Return our own decoder of a covered model, proven equal; None where it is not covered or not equal.
-
-    The proof is with KV as they are; a decoder that rounds them is the same one over another cache.
-    """
-    from kea.attention import create_backend
-    from kea.models.lean import LeanDecoder, fuse_weights, try_read_spec
-    from kea.models.probe import check_rounding, prove_equal
+def _try_lean(
+    model: Any, facts: ModelFacts, expected: torch.Tensor, order: Order, notes: Notes | None
+) -> DecoderModel | None:
+    """Return our own decoder of a covered model, proven equal; None where it is not covered or not equal."""
+    from kea.models.lean import try_read_spec
+    from kea.models.noted_model import Finding, note_finding
     from kea.models.rotary import try_double_rotary
 
     spec = try_read_spec(model.config.get_text_config())
     rotary = None if spec is None else try_double_rotary(model.model.rotary_emb)
     if spec is None or rotary is None:
         return None
-    backend = create_backend("numba")
-    weights = fuse_weights(model, spec, quantize=order.quantize is not None)
-    facts = replace(facts, backend=backend.name)
-    exact = replace(facts, kv_dtype=facts.dtype, kv_token_bytes=_kv_token_bytes(facts.layers, order.dtype))
-    decoder = LeanDecoder(spec, weights, exact, backend, rotary=rotary.sets)
+    is_tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    found = Finding(facts.layers, rotary.sets, facts.eos_token_ids, facts.num_parameters, is_tied, expected)
     try:
-        prove_equal(decoder, expected)
+        decoder = _prove_lean(model, spec, facts, found, order)
     except ModelLoadFailed as error:
         logger.warning("The lean decoder does not run %s exactly, transformers' code runs it: %s", facts.name, error)
         return None
-    decoder.compile_kernels()
-    if facts == exact:
-        return decoder
-    decoder = LeanDecoder(spec, weights, facts, backend, rotary=rotary.sets)
-    check_rounding(decoder, expected)
+    if notes is not None:
+        note_finding(found, order.source, order.of_proof, notes)
     return decoder
 
 
-def _facts(model: Any, layers: tuple[LayerSpec, ...], attention: AttentionBackend, order: Order) -> ModelFacts:
-    config = model.config.get_text_config()
+def _try_load_noted(
+    order: Order, config: Any, attention: AttentionBackend, notes: Notes, progress: ProgressCallback | None
+) -> DecoderModel | None:
+    """Return our own decoder, proven by what an earlier load noted; None where nothing was, or it is so no more."""
+    from kea.models.lean import try_read_spec
+    from kea.models.noted_model import StoredModel, try_read_finding
+
+    spec = try_read_spec(config.get_text_config())
+    found = None if spec is None else try_read_finding(order.source, order.of_proof, notes)
+    if spec is None or found is None:
+        return None
+    report = progress or (lambda _: None)
+    report(LoadProgress("check", 0, 1))
+    facts = _facts(
+        config,
+        attention,
+        order,
+        layers=found.layers,
+        eos_token_ids=found.eos_token_ids,
+        num_parameters=found.num_parameters,
+    )
+    try:
+        decoder = _prove_lean(StoredModel(Path(order.source), is_tied=found.is_tied), spec, facts, found, order)
+    except (ModelLoadFailed, AttributeError, OSError, RuntimeError, ValueError) as error:
+        logger.info(
+            "What was noted of %s is not so any more; it is loaded as if for the first time: %s", order.source, error
+        )
+        return None
+    report(LoadProgress("check", 1, 1))
+    return decoder
+
+
+def _prove_lean(weights_of: Any, spec: DecoderSpec, facts: ModelFacts, found: Finding, order: Order) -> DecoderModel:
+    """Return our own decoder with the weights of a model, or of its files, once it computes what is expected.
+
+    Raises `ModelLoadFailed` where it does not. The proof is with KV as they are; a decoder that rounds them is the same
+    one over another cache.
+    """
+    from kea.attention import create_backend
+    from kea.models.lean import LeanDecoder, fuse_weights
+    from kea.models.probe import check_rounding, prove_equal
+
+    backend = create_backend("numba")
+    weights = fuse_weights(weights_of, spec, quantize=order.quantize is not None)
+    facts = replace(facts, backend=backend.name)
+    exact = replace(facts, kv_dtype=facts.dtype, kv_token_bytes=_kv_token_bytes(facts.layers, order.dtype))
+    decoder = LeanDecoder(spec, weights, exact, backend, rotary=found.rotary)
+    prove_equal(decoder, found.expected)
+    decoder.compile_kernels()
+    if facts == exact:
+        return decoder
+    decoder = LeanDecoder(spec, weights, facts, backend, rotary=found.rotary)
+    check_rounding(decoder, found.expected)
+    return decoder
+
+
+def _facts(
+    config: Any,
+    attention: AttentionBackend,
+    order: Order,
+    *,
+    layers: tuple[LayerSpec, ...],
+    eos_token_ids: tuple[int, ...],
+    num_parameters: int,
+) -> ModelFacts:
+    text = config.get_text_config()
     return ModelFacts(
         name=model_name(order.source),
-        family=config.model_type,
-        vocab_size=config.vocab_size,
+        family=text.model_type,
+        vocab_size=text.vocab_size,
         max_len=order.limits.max_len,
         layers=layers,
-        eos_token_ids=eos_ids(try_read_generation_config(order.source, order.revision) or config),
+        eos_token_ids=eos_token_ids,
         kv_token_bytes=_kv_token_bytes(layers, order.kv_dtype),
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_parameters=num_parameters,
         device=order.device,
         dtype=str(order.dtype).removeprefix("torch."),
         kv_dtype=str(order.kv_dtype).removeprefix("torch."),
@@ -265,6 +342,10 @@ def _facts(model: Any, layers: tuple[LayerSpec, ...], attention: AttentionBacken
         quantize=order.quantize,
         batch_invariant=False,  # the matrix products of torch are not, whatever the attention is
     )
+
+
+def _eos_token_ids(config: Any, order: Order) -> tuple[int, ...]:
+    return eos_ids(try_read_generation_config(order.source, order.revision) or config.get_text_config())
 
 
 def _kv_token_bytes(layers: Sequence[LayerSpec], dtype: torch.dtype) -> int:

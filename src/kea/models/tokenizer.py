@@ -1,7 +1,7 @@
 """Text to token ids and back. Owns one loaded tokenizer; safe to use from several threads.
 
-Rests on the tokenizers library through transformers' AutoTokenizer, which is imported when one is loaded (its import
-also imports torch where torch is installed). Knows no models, no requests.
+Rests on the tokenizers library through transformers' AutoTokenizer, which is imported when one is loaded of which there
+is no note (its import also imports torch where torch is installed). Knows no models, no requests.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from kea.errors import Unsupported
 from kea.models.chat import ChatTemplate, check_syntax
 from kea.models.detokenizer import ByteDecoder, Decoder, Detokenizer, WindowDecoder
 from kea.models.guard import Span, SpecialTokens, pieces
+from kea.models.noted_tokenizer import KIND as NOTE_KIND
+from kea.models.noted_tokenizer import NotedTokenizer, note_tokenizer
+from kea.models.notes import Notes
 from kea.models.source import eos_ids, failing_as_load_error, resolve_source, try_read_generation_config
 from kea.models.vocabulary import Vocabulary, try_read_vocabulary
 
@@ -52,21 +55,32 @@ class Tokenizer:
 
     @classmethod
     def load(
-        cls, name_or_path: str | Path, *, revision: str | None = None, chat_template: str | None = None
+        cls,
+        name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        chat_template: str | None = None,
+        notes: Notes | None = None,
     ) -> Tokenizer:
         """Load from a directory or the hub; `ModelLoadFailed` with the reason.
 
-        `chat_template` stands in place of the model's own; raises `InvalidRequest` where it cannot be parsed.
+        `chat_template` stands in place of the model's own; raises `InvalidRequest` where it cannot be parsed. `notes`:
+        as far as they go, transformers is imported only when a chat is first rendered.
         """
         source = resolve_source(name_or_path, TOKENIZER_FILES, revision=revision)
         with failing_as_load_error(source, "the tokenizer"):
-            from transformers import AutoTokenizer
-
-            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+            note = None if notes is None or chat_template is not None else notes.try_read(source, NOTE_KIND)
+            if note is not None:
+                noted = NotedTokenizer(note, lambda: _load_whole(source, revision))
+                return cls(noted, noted.more_eos_ids)
+            tokenizer = _load_whole(source, revision)
+            more_eos_ids = eos_ids(try_read_generation_config(source, revision))
             if chat_template is not None:
                 tokenizer.chat_template = chat_template
                 check_syntax(tokenizer)
-            return cls(tokenizer, eos_ids(try_read_generation_config(source, revision)))
+            elif notes is not None:
+                note_tokenizer(tokenizer, more_eos_ids, source, notes)
+            return cls(tokenizer, more_eos_ids)
 
     def encode(
         self, text: str, *, special: bool = True, allow_special: bool = True, literal: Sequence[Span] = ()
@@ -191,6 +205,12 @@ class Tokenizer:
         whole = self._backend.encode(PREFIX_PROBES[0], add_special_tokens=True).ids
         start = next(i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
         return whole[:start], whole[start + len(plain) :]
+
+
+def _load_whole(source: str, revision: str | None) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
 
 
 def _hides_unknown_words(model: dict[str, Any]) -> bool:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from kea.kernels.arena import Arena
-from kea.kernels.matrix import PanelMatrix, pack_matrix, padded
+from kea.kernels.matrix import PanelMatrix, pack_halves, pack_matrix, padded
 from kea.models.lean.spec import DecoderSpec
 
 F32 = NDArray[np.float32]
@@ -71,11 +71,16 @@ class DecoderWeights:
 
 
 def fuse_weights(model: Any, spec: DecoderSpec, *, quantize: bool = False) -> DecoderWeights:
-    """Copy the weights of a transformers model in fp32 on the CPU into our layout; `quantize`: matrices as int8."""
+    """Copy the weights of a transformers model on the CPU into our layout; `quantize`: matrices as int8.
+
+    `model` may be anything that has its weights under the same names, in fp32, bfloat16 or fp16.
+    """
 
     def stacked(parts: Sequence[torch.Tensor]) -> PanelMatrix:
-        whole = torch.cat([part.detach() for part in parts]).contiguous().numpy()
-        return pack_matrix(whole, quantize=quantize, arena=arena)
+        whole = torch.cat([part.detach() for part in parts]).contiguous()
+        if whole.dtype == torch.bfloat16 and not quantize:
+            return pack_halves(whole.view(torch.uint16).numpy(), arena)
+        return pack_matrix(whole.float().numpy(), quantize=quantize, arena=arena)
 
     arena = Arena()
     with torch.no_grad():

@@ -1,0 +1,136 @@
+"""A load of our own decoder without transformers, where an earlier load had its code compute what is to come out.
+
+Noted are the layers, the rotary frequencies and the logits of two texts (`probe.eager_logits`). The decoder is made of
+the weights in the files and must compute these logits, as it must compute those of transformers' code in a load without
+a note: so a note that says too much, of a checkpoint that has changed, proves nothing. Knows no requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from kea.attention.base import LayerSpec, Rotary
+from kea.models.describing import stored_shapes, weight_files
+from kea.models.notes import Note, Notes
+from kea.models.rotary import Frequencies
+
+KIND = "load"
+EXPECTED = "expected"
+FREQUENCIES = "frequencies"
+
+Settings = tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a load found out: `expected` are the logits [2, N, V] of transformers' own code.
+
+    `is_tied`: the output matrix is the embedding's.
+    """
+
+    layers: tuple[LayerSpec, ...]
+    rotary: Mapping[str | None, Frequencies]
+    eos_token_ids: tuple[int, ...]
+    num_parameters: int
+    is_tied: bool
+    expected: torch.Tensor
+
+
+def note_finding(found: Finding, source: str, settings: Settings, notes: Notes) -> None:
+    """Note it for a directory's checkpoint as it is. `settings`: those of the load on which it depends."""
+    shapes = stored_shapes(Path(source)) if Path(source).is_dir() else {}
+    if not shapes:  # a hub id, or weights in no safetensors
+        return
+    facts = {
+        "layers": [asdict(layer) for layer in found.layers],
+        "rotary": [(kind, one.scale, one.layout) for kind, one in found.rotary.items()],
+        "eos_token_ids": found.eos_token_ids,
+        "num_parameters": found.num_parameters,
+        "is_tied": found.is_tied,
+        "shapes": shapes,
+    }
+    arrays = {EXPECTED: found.expected.numpy()}
+    for index, one in enumerate(found.rotary.values()):
+        arrays[f"{FREQUENCIES} {index}"] = one.values.numpy()
+    notes.write(Note(facts, arrays), source, KIND, *settings)
+
+
+def try_read_finding(source: str, settings: Settings, notes: Notes) -> Finding | None:
+    """Return what was noted, where the checkpoint's files have the same weights, by names, types and shapes."""
+    note = notes.try_read(source, KIND, *settings)
+    if note is None or note.facts["shapes"] != stored_shapes(Path(source)):
+        return None
+    rotary = {
+        kind: Frequencies(torch.from_numpy(note.arrays[f"{FREQUENCIES} {index}"]), scale, layout)
+        for index, (kind, scale, layout) in enumerate(note.facts["rotary"])
+    }
+    return Finding(
+        layers=tuple(map(_layer, note.facts["layers"])),
+        rotary=rotary,
+        eos_token_ids=tuple(note.facts["eos_token_ids"]),
+        num_parameters=note.facts["num_parameters"],
+        is_tied=note.facts["is_tied"],
+        expected=torch.from_numpy(note.arrays[EXPECTED]),
+    )
+
+
+def _layer(facts: dict[str, Any]) -> LayerSpec:
+    rotary = facts.pop("rotary")
+    if rotary is not None:
+        rotary = Rotary(**{**rotary, "frequencies": tuple(rotary["frequencies"])})
+    return LayerSpec(**facts, rotary=rotary)
+
+
+class StoredModel:
+    """The weights in a directory's files, reached by the names that transformers' modules have.
+
+    They are mapped into memory and not read before they are used.
+    """
+
+    def __init__(self, directory: Path, *, is_tied: bool) -> None:
+        self._root = _tree(_weights(directory))
+        self._is_tied = is_tied
+
+    @property
+    def model(self) -> Any:
+        return self._root.model
+
+    def get_input_embeddings(self) -> Any:
+        return self._root.model.embed_tokens
+
+    def get_output_embeddings(self) -> Any:
+        return self._root.model.embed_tokens if self._is_tied else self._root.lm_head
+
+
+def _weights(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    from safetensors import safe_open
+
+    for file in weight_files(directory):
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - it is no mapping
+                yield name, opened.get_tensor(name)
+
+
+def _tree(weights: Iterator[tuple[str, torch.Tensor]]) -> Any:
+    """Return an object in which `a.b.weight` is the attribute of an attribute; children named by numbers are a list."""
+    root: dict[str, Any] = {}
+    for name, weight in weights:
+        *path, last = name.split(".")
+        owner = root
+        for part in path:
+            owner = owner.setdefault(part, {})
+        owner[last] = weight
+    return _as_object(root)
+
+
+def _as_object(node: dict[str, Any]) -> Any:
+    children = {name: _as_object(child) if isinstance(child, dict) else child for name, child in node.items()}
+    if all(name.isdecimal() for name in children):
+        return [children[name] for name in sorted(children, key=int)]
+    return SimpleNamespace(**children)
