@@ -43,7 +43,7 @@ STAGES = (
     ("_runner", "run", "runner: flattened input"),
     ("_runner._model", "forward", "model"),
     ("_runner._soundness", "begin", "runner: finite?"),
-    ("_sampler", "sample", "sampler"),
+    ("_sampler", "begin", "sampler"),
     ("_batcher", "complete", "memory: commit"),
     ("_latency", "observe", "latency model"),
     ("", "_take", "generations: text, stops, chunks"),

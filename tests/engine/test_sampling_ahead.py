@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from kea.engine import sampling as module
+from kea.engine import choices as module
+from kea.engine.choices import Choice
 from kea.engine.drawing_ahead import draw_ahead
-from kea.engine.sampling import Drawn, Sampler, SamplingRow, choose_ahead
+from kea.engine.sampling import Drawn, Sampler, SamplingRow, choose_rows_ahead
 from kea.errors import EngineFault, InvalidRequest, KeaError
 from kea.types import Sampling
 
@@ -26,8 +27,8 @@ def sample(logits: torch.Tensor, samplings: Sequence[Sampling]) -> list[Drawn | 
 def choose_as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the sampler treat the CPU as a device that is not waited for."""
 
-    def choose(_: Sampler, logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[int | None]:
-        return choose_ahead(logits, rows)
+    def choose(_: Sampler, logits: torch.Tensor, rows: Sequence[SamplingRow]) -> Choice:
+        return choose_rows_ahead(logits, rows)
 
     monkeypatch.setattr(Sampler, "_choose", choose)
 

@@ -253,14 +253,14 @@ def test_a_fault_behind_an_accepted_guess_ends_that_request_alone(
     driver = make_driver(decoding=DecodingConfig(speculation=GUESS))
     guessing = driver.start(stories_tokenizer.encode(TEXTS[0]), greedy(40))
     other = driver.start(stories_tokenizer.encode(TEXTS[1]), replace(greedy(40), speculation=Speculation(0)))
-    draw = driver.core._draw
+    draw = driver.core._computer._draw
 
     def fail(logits: object, draws: Sequence[tuple[object, int]]) -> object:
         if len(logits) > 2 and len(draws) == 1:  # type: ignore[arg-type]
             raise RuntimeError("no such luck")
         return draw(logits, draws)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(driver.core, "_draw", fail)
+    monkeypatch.setattr(driver.core._computer, "_draw", fail)
     driver.run()
     assert isinstance(guessing.error, EngineFault)
     assert guessing.token_ids, "what was drawn before the fault was not told"

@@ -15,7 +15,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, precond
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from kea.engine.base import ContextSpec
-from kea.engine.config import EngineConfig, resolve_limits
+from kea.engine.config import DecodingConfig, EngineConfig, resolve_limits
 from kea.engine.core import EngineCore
 from kea.errors import Cancelled, ContextLengthExceeded, InvalidRequest
 from kea.models import DecoderModel, Tokenizer, load_model
@@ -41,6 +41,7 @@ def _parts() -> tuple[DecoderModel, Tokenizer, PreTrainedModel]:
 
 
 class EngineMachine(RuleBasedStateMachine):
+    decoding = DecodingConfig()
     contexts = Bundle("contexts")
     outputs = Bundle("outputs")
 
@@ -54,6 +55,7 @@ class EngineMachine(RuleBasedStateMachine):
             max_model_len=MAX_LEN,
             max_num_seqs=5,
             max_num_batched_tokens=23,
+            decoding=self.decoding,
         )
         limits = resolve_limits(config, model.facts, 0)
         self.driver = Driver(EngineCore(model, tokenizer, limits, Clock()))
@@ -171,3 +173,23 @@ class TestEngine(EngineMachine.TestCase):  # type: ignore[misc, valid-type]
         assert _done["preemptions"] > 5, "the pool was never too small"
         assert _done["hits"] > 5, "hardly a guess was right"
         assert _done["misses"] > 5, "hardly a guess was wrong"
+
+
+class OverlappingMachine(EngineMachine):
+    """Steps are launched before the last one has landed."""
+
+    decoding = DecodingConfig(overlap=True)
+
+
+class TestOverlappingEngine(OverlappingMachine.TestCase):  # type: ignore[misc, valid-type]
+    settings = settings(
+        phases=(Phase.explicit, Phase.reuse, Phase.generate),
+        max_examples=60,
+        stateful_step_count=60,
+        suppress_health_check=[HealthCheck.too_slow],
+        deadline=None,
+    )
+
+    def runTest(self) -> None:  # noqa: N802 - hypothesis names it
+        require_shared("models", "stories260k")
+        super().runTest()

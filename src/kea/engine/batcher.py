@@ -19,7 +19,7 @@ from kea.engine.bursts import BurstPlanner
 from kea.engine.config import StepLimits
 from kea.engine.draft import Draft, StepWork, WorkItem, shape_of
 from kea.engine.forecast import Demand, OutputLengths, peak_pages
-from kea.engine.latency import LatencyModel
+from kea.engine.latency import NO_LIMIT, LatencyModel
 from kea.engine.queue import WaitingQueue
 from kea.engine.speculation import PROBE_STEPS, GuessBudget
 from kea.engine.state import ContextState, Phase
@@ -43,6 +43,8 @@ class Batcher:
         self._copies: list[PageCopy] = []
         self._num_declined = PROBE_STEPS  # steps in which no guess was verified
         self._bursts = BurstPlanner(limits, memory, latency)
+        self._is_ahead = False  # while a step is planned behind one that has not landed
+        self._has_to_land = False
         self.lengths = OutputLengths()
         self.num_preemptions = 0
 
@@ -67,7 +69,7 @@ class Batcher:
             if context.num_pending > 0:
                 context.move(Phase.WAITING)
                 self._waiting.push(context)
-        elif context.num_pending <= 0:
+        elif context.num_pending <= 0 and not context.num_flying:
             self.retire(context)
 
     def retire(self, context: ContextState) -> None:
@@ -84,13 +86,27 @@ class Batcher:
         context.move(Phase.CLOSED)
         self._memory.free(context.pages)
 
+    def try_plan_ahead(self) -> StepWork | None:
+        """Return the step behind one that has not landed; None where that has to land first: where what is drawn next
+        depends on a token that is not known yet, or a running context would have to make room.
+        """
+        if not all(self._goes_on(context) for context in self._running if context.num_flying):
+            return None
+        self._is_ahead, self._has_to_land = True, False
+        work = self.plan()
+        self._is_ahead = False
+        if not self._has_to_land:
+            return work
+        self._copies = [*work.copies, *self._copies]
+        return None
+
     def plan(self) -> StepWork:
         """Return the next step (without items when there is nothing to do). Every context in it has its pages."""
-        self._memory.begin_step()
+        self._memory.begin_step([context.pages for context in self._running if context.num_flying])
         draft = Draft(self._limits, self._latency)
         self._plan_decodes(draft)
         self._plan_guesses(draft)
-        prefilling = [context for context in self._running if context.context_id not in draft.items]
+        prefilling = [c for c in self._running if c.context_id not in draft.items and not _is_done_flying(c)]
         may_admit = True
         for priority in sorted({context.spec.priority for context in prefilling} | self._waiting.priorities):
             for context in prefilling:
@@ -111,6 +127,8 @@ class Batcher:
         context = item.context
         self._memory.commit(context.pages, context.tokens, item.stop)
         context.note_computed(item.start, item.stop)
+        if context.num_flying:
+            self._memory.claim(context.pages, context.tokens)  # it computes the next page already
         self._waiting.charge(context.spec.tenant, item.stop - item.start)
 
     def check(self, contexts: Sequence[ContextState]) -> None:
@@ -126,12 +144,22 @@ class Batcher:
 
     # Planning
 
+    def _goes_on(self, context: ContextState) -> bool:
+        """Whether a context in a step that has not landed can be in another one: what is drawn depends on no token
+        before it but through the model, and nothing is about to be hidden from it.
+        """
+        generation = context.generation
+        if generation is not None and context.num_unknown and not generation.is_drawn_plainly:
+            return False
+        is_settled = self._memory.chunk_stop(context.pages, NO_LIMIT) == NO_LIMIT
+        return is_settled and not context.wants_scores
+
     def _plan_decodes(self, draft: Draft) -> None:
         for context in [c for c in self._running if c.generation is not None and c.num_pending == 1]:
             if draft.budget <= 0:
                 break
             if context.phase is Phase.RUNNING:
-                self._plan_item(context, draft, context.pages.num_computed + 1)
+                self._plan_item(context, draft, context.start + 1)
         draft.num_decodes = len(draft.items)
 
     def _plan_guesses(self, draft: Draft) -> None:
@@ -162,7 +190,7 @@ class Batcher:
         if context.num_pending <= 0:
             self.retire(context)  # the prefix tree had all that was wanted
             return
-        start = context.pages.num_computed
+        start = context.start
         if context.wants_scores:
             most = min(most, MAX_SCORED_TOKENS)
         most = draft.room(context, most)
@@ -173,13 +201,16 @@ class Batcher:
     def _plan_item(self, context: ContextState, draft: Draft, stop: int) -> None:
         """Plan a running context's tokens below `stop`, unless it is the one that has to make room for them."""
         while not self._memory.try_reserve(context.pages, stop):
+            if self._is_ahead and not self._resting:
+                self._has_to_land = True
+                return
             victim = self._make_room(context)
             if victim is not None:
                 draft.remove(victim)
             if victim is context:
                 return
-        draws = context.generation is not None and stop == len(context.tokens)
-        draft.put(WorkItem(context, context.pages.num_computed, stop, draws))
+        draws = context.generation is not None and stop == context.goal
+        draft.put(WorkItem(context, context.start, stop, draws))
 
     def _top_up(self, draft: Draft) -> None:
         """Give what is left of the budget to the chunks of the step, the first one first."""
@@ -193,7 +224,7 @@ class Batcher:
     def _find_prefix(self, context: ContextState) -> bool:
         """Extend a context from the prefix tree; False if another context of this step computes its next page."""
         pages, tokens = context.pages, context.tokens
-        if context.wants_scores:
+        if context.wants_scores or context.num_flying:
             return True
         if context.num_pending > 1:
             match = self._memory.match(pages, tokens, len(tokens) - 1)
@@ -258,6 +289,9 @@ class Batcher:
             return True
         if not self._running or self._running[-1].spec.priority <= context.spec.priority:
             return False
+        if self._is_ahead:
+            self._has_to_land = True
+            return False
         victim = self._running[-1]
         draft.remove(victim)
         self._preempt(victim)
@@ -288,6 +322,11 @@ class Batcher:
             self._waiting.remove(context)
         elif context.phase is Phase.RUNNING:
             self._running.remove(context)
+
+
+def _is_done_flying(context: ContextState) -> bool:
+    """Whether nothing is left to compute of a context before its step has landed."""
+    return context.num_flying > 0 and context.num_pending <= 0
 
 
 def _rank(context: ContextState) -> tuple[int, float, int]:

@@ -17,12 +17,14 @@ class DecodingConfig:
 
     `tpot_objective_s`: prefill chunks are sized so that a step with decoding contexts is predicted to stay below it.
     `speculation`: of generations that do not say themselves (None: nothing is guessed). `max_burst_s`: how long a step
-    may compute several tokens per context where nothing else is to be done (0: one token a step).
+    may compute several tokens per context where nothing else is to be done (0: one token a step). `overlap`: a step is
+    launched before the tokens of the one before it are read (None: on a GPU).
     """
 
     tpot_objective_s: float | None = None
     speculation: Speculation | None = None
     max_burst_s: float = 0.025
+    overlap: bool | None = None
 
     def __post_init__(self) -> None:
         check_range("max_burst_s", self.max_burst_s, 0.0)
@@ -85,6 +87,7 @@ class StepLimits:
     tpot_objective_s: float | None = None
     speculation: Speculation | None = None
     max_burst_s: float = 0.0
+    overlaps: bool = False
 
 
 def resolve_limits(config: EngineConfig, facts: ModelFacts, free_bytes: int) -> StepLimits:
@@ -101,6 +104,7 @@ def resolve_limits(config: EngineConfig, facts: ModelFacts, free_bytes: int) -> 
     useful_pages = config.max_num_seqs * -(-max_len // config.page_tokens)
     num_pages = _num_pages(config, page_bytes, useful_pages, free_bytes)
     max_len = longest_context(config, max_len, num_pages, facts.kv_token_bytes)
+    overlaps = facts.device != "cpu" if config.decoding.overlap is None else config.decoding.overlap
     return StepLimits(
         num_pages,
         config.page_tokens,
@@ -109,7 +113,8 @@ def resolve_limits(config: EngineConfig, facts: ModelFacts, free_bytes: int) -> 
         config.max_num_batched_tokens,
         config.decoding.tpot_objective_s,
         config.decoding.speculation,
-        config.decoding.max_burst_s,
+        0.0 if overlaps else config.decoding.max_burst_s,  # of what is computed ahead, one way
+        overlaps,
     )
 
 

@@ -2,8 +2,9 @@
 
 What is issued behind a running generation waits for its end; `Free` and `Cancel` act at once. An operation that has no
 answer of its own and fails marks its context: `ContextFailed` is emitted, and every generation that follows gets the
-error. A generation whose grammar is still being compiled waits at the head of its context's operations. Knows no torch
-and no batch: it tells the batcher whom to consider.
+error. A generation whose grammar is still being compiled waits at the head of its context's operations. What would
+change the pages of a context in a step that has not landed waits for that. Knows no torch and no batch: it tells the
+batcher whom to consider.
 """
 
 from __future__ import annotations
@@ -69,6 +70,8 @@ class ContextTable:
         self._queued: dict[int, ContextState] = {}  # by generation, behind other operations
         self._stalled: dict[int, float] = {}  # by context: since when its next generation waits for its grammar
         self._advancing: deque[ContextState] = deque()
+        self._ending: set[int] = set()  # contexts whose generation is over, but whose step has not landed
+        self._held: dict[int, list[Free | Cancel]] = {}  # by context, until its step has landed
         self._num_created = 0
         self.events: list[Event] = []
 
@@ -94,6 +97,8 @@ class ContextTable:
         match command:
             case CreateContext():
                 self._create(command)
+            case Free() | Cancel() if self._must_land(command):
+                pass
             case Free():
                 self._free(command)
             case Cancel():
@@ -104,6 +109,10 @@ class ContextTable:
     def end_generation(self, context: ContextState) -> None:
         """Close a context's generation (its events are already emitted) and run what waited behind it."""
         assert context.generation is not None
+        if context.num_flying:
+            context.is_grounded = True
+            self._ending.add(context.context_id)
+            return
         del self._generating[context.generation.generation_id]
         context.generation = None
         self._truncate_pages(context, len(context.tokens))
@@ -111,9 +120,42 @@ class ContextTable:
 
     def fail(self, context: ContextState, error: KeaError) -> None:
         """End a context's generation with an error, and everything issued on it after."""
-        self._poison(context, error)
+        if context.error is None:
+            self._poison(context, error)
+
+    def settle(self, context: ContextState) -> None:
+        """Catch up on what waited for the context's step to land."""
+        if context.num_flying or context.phase is Phase.CLOSED:
+            return
+        context.is_grounded = False
+        if context.context_id in self._ending:
+            self._ending.remove(context.context_id)
+            if context.generation is not None:
+                self.end_generation(context)
+        if context.error is not None and context.phase in (Phase.WAITING, Phase.RUNNING):
+            self._batcher.retire(context)
+        for command in self._held.pop(context.context_id, ()):
+            self.apply(command)
+        if context.operations and context.generation is None:
+            self._advance(context)
+
+    def is_over(self, context: ContextState) -> bool:
+        """Whether what further steps compute of a context means nothing: it failed, or its generation has ended."""
+        return context.error is not None or context.context_id in self._ending
 
     # Commands that act at once
+
+    def _must_land(self, command: Free | Cancel) -> bool:
+        """Hold a command for a context whose step has not landed, and keep the context out of further steps."""
+        if isinstance(command, Free):
+            context = self._contexts.get(command.context_id)
+        else:
+            context = self._generating.get(command.generation_id)
+        if context is None or not context.num_flying:
+            return False
+        context.is_grounded = True
+        self._held.setdefault(context.context_id, []).append(command)
+        return True
 
     def _create(self, command: CreateContext) -> None:
         self._num_created += 1
@@ -179,6 +221,9 @@ class ContextTable:
         since = self._stalled.pop(context.context_id, None)
         is_ready = context.phase not in (Phase.UNBORN, Phase.CLOSED)
         while is_ready and context.operations and context.generation is None and context.error is None:
+            if context.num_flying and not isinstance(context.operations[0], (Append, Generate)):
+                context.is_grounded = True
+                break
             command = context.operations.popleft()
             if not isinstance(command, Generate):
                 self._run(context, command)
@@ -318,7 +363,7 @@ class ContextTable:
                 failed.generation = None
             while failed.operations:
                 failing.extend(self._refuse(failed.operations.popleft(), error))
-            if failed.phase in (Phase.WAITING, Phase.RUNNING):
+            if failed.phase in (Phase.WAITING, Phase.RUNNING) and not failed.num_flying:
                 self._batcher.retire(failed)
 
     def _refuse(self, command: Operation, error: KeaError) -> list[ContextState]:

@@ -11,11 +11,8 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-
-import torch
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 from kea.engine.base import (
     Capabilities,
@@ -31,17 +28,18 @@ from kea.engine.base import (
 )
 from kea.engine.batcher import Batcher
 from kea.engine.compiling import Compilations
+from kea.engine.computing import StepComputer, as_fault
 from kea.engine.config import EngineConfig, StepLimits, resolve_limits
 from kea.engine.constraints import ConstraintCompiler
 from kea.engine.contexts import ContextTable
 from kea.engine.counters import Counters
 from kea.engine.draft import StepWork, WorkItem
+from kea.engine.flight import DrawnRows, Flight
 from kea.engine.generation import GenerationState
 from kea.engine.latency import LatencyModel
 from kea.engine.machine import free_memory_bytes, resolve_device, set_num_threads, use_device
-from kea.engine.rows import score_prompt, select_rows
 from kea.engine.runner import Runner
-from kea.engine.sampling import Drawn, Sampler, SamplingRow, create_order, record
+from kea.engine.sampling import Drawn, Sampler
 from kea.engine.speculation import try_create_lookup
 from kea.engine.state import ContextState
 from kea.engine.stopping import OutputTracker
@@ -55,7 +53,6 @@ logger = logging.getLogger(__name__)
 SEED_BITS = 64
 POLL_S = 0.005
 Clock = Callable[[], float]
-DrawnRows = list[tuple[WorkItem, Drawn | KeaError]]
 
 
 class EngineCore:
@@ -80,6 +77,9 @@ class EngineCore:
         self._eos_token_ids = tuple(dict.fromkeys((*model.facts.eos_token_ids, *tokenizer.eos_token_ids)))
         self._counters = Counters()
         self._places: dict[int, int] = {}  # by generation: where the step's events have its chunk
+        self._computer = StepComputer(self._runner, self._sampler)
+        self._flight: Flight | None = None  # the step that has not landed
+        self._landed_s = 0.0
 
     @classmethod
     def load(cls, config: EngineConfig, report: ProgressCallback | None = None) -> EngineCore:
@@ -133,7 +133,8 @@ class EngineCore:
     @property
     def has_work(self) -> bool:
         """Whether `step` has anything to compute or to tell."""
-        return bool(self._batcher.num_running or self._batcher.num_waiting or self._contexts.events)
+        is_busy = self._batcher.num_running or self._batcher.num_waiting or self._flight is not None
+        return bool(is_busy or self._contexts.events)
 
     @property
     def wait_s(self) -> float | None:
@@ -155,20 +156,23 @@ class EngineCore:
                 self._contexts.apply(command)
 
     def step(self) -> list[Event]:
-        """Compute one step and return what happened since the last one, in order."""
+        """Compute one step and return what happened since the last one, in order.
+
+        Where steps overlap it is launched and lands in the next call: behind the launch of the step after it, if that
+        can be planned before.
+        """
         started = self._clock()
         self._contexts.poll()
-        work = self._batcher.plan()
-        self._runner.copy(work.copies)
-        if work.items:
-            self._admit(work, started)
-            try:
-                result = self._compute(work)
-            except Exception as error:
-                logger.exception("a step failed")
-                self._fail(work.items, EngineFault(f"The engine failed while it computed this request: {error!r}."))
-            else:
-                self._conclude(work, started, result)
+        flight, self._flight = self._flight, None
+        if flight is not None:
+            work = self._batcher.try_plan_ahead()
+            self._flight = None if work is None else self._launch(work, started, flight)
+            self._land(flight, self._flight)
+        if self._flight is None:
+            self._flight = self._launch(self._batcher.plan(), started)
+            if self._flight is not None and not self._limits.overlaps:
+                self._land(self._flight)
+                self._flight = None
         events, self._contexts.events = self._contexts.events, []
         return events
 
@@ -196,90 +200,82 @@ class EngineCore:
 
     # One step
 
-    def _admit(self, work: StepWork, now: float) -> None:
+    def _launch(self, work: StepWork, started: float, before: Flight | None = None) -> Flight | None:
+        """Begin to compute a step, behind one `before` that has not landed; None where there is nothing to wait for."""
+        self._runner.copy(work.copies)
+        if not work.items:
+            return None
         for item in work.items:
             generation = item.context.generation
             if generation is not None and generation.admitted_s is None:
-                generation.admitted_s = now
+                generation.admitted_s = started
+        try:
+            flight = self._computer.begin(work, None if before is None else before.drawn_ahead)
+        except Exception as error:
+            logger.exception("a step failed")
+            self._fail_step(work.items, error)
+            return None
+        flight.launched_s = started
+        if self._limits.overlaps:
+            flight.launch()
+        return flight
 
-    def _compute(self, work: StepWork) -> _Result:
-        """Run the model and draw each item's first token."""
-        if work.num_rounds > 1:
-            return self._burst(work)
-        rows = select_rows(work)
-        logits, find_unsound = self._runner.run(work, rows.logit_rows)
-        for item, first, stop in rows.prompts:
-            score_prompt(item, logits[first:stop])
-        drawn = self._draw(logits, rows.draws)
-        behind = partial(self._draw_behind, logits, rows.draws)
-        return _Result(work.items, find_unsound(), drawn, behind)
-
-    def _burst(self, work: StepWork) -> _Result:
-        """Let the model draw; what it drew is taken as guesses are that are right."""
-        states = [item.context.generation.sampling for item in work.items if item.context.generation is not None]
-        tokens, items, find_unsound = self._runner.draw(work, create_order(states, work.num_rounds))
-        rows = {id(item): row for row, item in enumerate(items)}
-
-        def behind(hits: Sequence[WorkItem], num_drawn: int) -> DrawnRows:
-            return [(item, record(states[rows[id(item)]], int(tokens[num_drawn, rows[id(item)]]))) for item in hits]
-
-        return _Result(items, find_unsound(), behind(items, 0), behind)
-
-    def _conclude(self, work: StepWork, started: float, result: _Result) -> None:
-        """Let pages, generations and counters follow a step that was computed."""
-        for item in result.items:
-            if item not in result.unsound:
-                self._batcher.complete(item)
-        now = self._clock()
-        self._fail(result.unsound, EngineFault(self._unsound_text()))
-        self._take_all(result, now)
-        self._count(work, self._clock() - started)
-        for item in work.items:
+    def _land(self, flight: Flight, behind: Flight | None = None) -> None:
+        """Wait for a step and take what it gave; what `behind` computes of those it ended means nothing."""
+        if self._limits.overlaps:
+            flight.land()
+        try:
+            unsound, drawn = flight.find_unsound(), flight.finish()
+        except Exception as error:
+            logger.exception("a step failed")
+            self._fail_step(flight.items, error, flight.void)
+            self._void_ended(flight, behind)
+        else:
+            self._conclude(flight, unsound, drawn, behind)
+        for item in flight.items:
+            if self._limits.overlaps:
+                self._contexts.settle(item.context)
             if item.context.generation is None and item.context.num_pending <= 0:
                 self._batcher.wake(item.context)
+
+    def _conclude(self, flight: Flight, unsound: list[WorkItem], drawn: DrawnRows, behind: Flight | None) -> None:
+        """Let pages, generations and counters follow a step that was computed."""
+        for item in flight.items:
+            if item not in unsound and not flight.is_void(item):
+                self._batcher.complete(item)
+        now = self._clock()
+        self._fail(unsound, EngineFault(self._unsound_text()), flight.void)
+        self._take_all(flight, drawn, now)
+        self._void_ended(flight, behind)
+        landed = self._clock()
+        self._count(flight.work, landed - max(flight.launched_s, self._landed_s))
+        self._landed_s = landed
+
+    def _void_ended(self, flight: Flight, behind: Flight | None) -> None:
+        """Let the step behind not count for contexts that ended, or go on with another token than it began with."""
+        if behind is None:
+            return
+        late = flight.late
+        for item in late:
+            item.context.is_grounded = True
+        ended = [item for item in flight.items if self._contexts.is_over(item.context)]
+        behind.void.update(item.context.context_id for item in (*late, *ended))
 
     def _unsound_text(self) -> str:
         facts = self._model.facts
         narrow = "" if facts.kv_dtype == facts.dtype else f", or too large for keys and values in {facts.kv_dtype}"
         return f"The model computed numbers that are not finite{narrow}."
 
-    def _draw(self, logits: torch.Tensor, draws: Sequence[tuple[WorkItem, int]]) -> DrawnRows:
-        """Draw a token from each item's row of the logits; one whose constraint fails gets that error instead."""
-        drawn: DrawnRows = []
-        items, specs, indices = [], [], []
-        for item, index in draws:
-            spec = _sampling_row(item.context)
-            if isinstance(spec, KeaError):
-                drawn.append((item, spec))
-            else:
-                specs.append(spec)
-                items.append(item)
-                indices.append(index)
-        return drawn + list(zip(items, self._sampler.sample(logits, specs, indices), strict=True))
-
-    def _take_all(self, result: _Result, now: float) -> None:
+    def _take_all(self, flight: Flight, drawn: DrawnRows, now: float) -> None:
         """Take what was drawn. Where that was guessed, the row behind it was computed for what is in fact the context:
         draw from it as the next step would have, and go on until a guess was wrong or the output ends.
         """
-        drawn, num_drawn = result.drawn, 0
+        num_drawn = 0
         while drawn:
             hits = [item for item, it in drawn if item.context.error is None and self._take(item, it, num_drawn, now)]
             num_drawn += 1
-            drawn = result.draw_behind(hits, num_drawn) if hits else []
+            drawn = flight.draw_behind(hits, num_drawn) if hits else []
         self._places.clear()
-
-    def _draw_behind(
-        self, logits: torch.Tensor, rows: Sequence[tuple[WorkItem, int]], hits: Sequence[WorkItem], num_drawn: int
-    ) -> DrawnRows:
-        """Draw as `_draw` does from the rows behind `num_drawn` guesses; a fault of it is a fault of these requests
-        alone, whose pages are already right.
-        """
-        found = set(map(id, hits))
-        draws = [(item, index + num_drawn) for item, index in rows if id(item) in found]
-        try:
-            return self._draw(logits, draws)
-        except Exception as error:  # noqa: BLE001 - the requests' fault is told to these requests
-            return [(item, _as_fault(error)) for item, _ in draws]
 
     def _take(self, item: WorkItem, drawn: Drawn | KeaError, num_drawn: int, now: float) -> bool:
         """Give an item's next token to its generation, behind `num_drawn` others of this step; end the generation where
@@ -294,7 +290,7 @@ class EngineCore:
         try:
             chunk = generation.take(context, drawn, now)
         except Exception as error:  # noqa: BLE001 - one request's fault is told to that request
-            self._contexts.fail(context, _as_fault(error))
+            self._contexts.fail(context, as_fault(error))
             return False
         self._counters.generation_tokens += 1
         is_hit = False
@@ -324,13 +320,17 @@ class EngineCore:
             assert isinstance(said, Generated), "another event stands where a generation's was"
             events[place] = Generated(generation_id, said.chunk.followed_by(chunk))
 
-    def _fail(self, items: Sequence[WorkItem], error: KeaError) -> None:
+    def _fail_step(self, items: Sequence[WorkItem], error: Exception, void: Collection[int] = ()) -> None:
+        self._fail(items, EngineFault(f"The engine failed while it computed this request: {error!r}."), void)
+
+    def _fail(self, items: Sequence[WorkItem], error: KeaError, void: Collection[int] = ()) -> None:
         """Fail the contexts of items that were not completed. What was written must not reach, behind a mask, whoever
         has the page next: a weight of 0 times NaN is NaN.
         """
         for item in items:
             self._runner.wipe(item)
-            self._contexts.fail(item.context, error)
+            if item.context.context_id not in void:
+                self._contexts.fail(item.context, error)
 
     def _start(self, command: Generate, context: ContextState, since: float) -> GenerationState | None:
         options = command.options
@@ -360,34 +360,6 @@ class EngineCore:
         self._counters.prompt_tokens += sum(item.stop - item.start - item.draws for item in work.items)
         self._counters.num_draft_tokens += sum(len(item.guesses) for item in work.items)
         self._latency.observe(work.shape, seconds)
-
-
-@dataclass(frozen=True, slots=True)
-class _Result:
-    """A step that was computed: its items, those whose numbers are not finite, each item's first token; and what draws
-    the next ones of items of which so many tokens were as guessed.
-    """
-
-    items: Sequence[WorkItem]
-    unsound: list[WorkItem]
-    drawn: DrawnRows
-    draw_behind: Callable[[Sequence[WorkItem], int], DrawnRows]
-
-
-def _sampling_row(context: ContextState) -> SamplingRow | KeaError:
-    """Return what a context's next token is drawn with, or why none can be."""
-    assert context.generation is not None, "a row draws for a context that generates nothing"
-    try:
-        return context.generation.row()
-    except Exception as error:  # noqa: BLE001 - one request's fault is told to that request
-        return _as_fault(error)
-
-
-def _as_fault(error: Exception) -> KeaError:
-    if isinstance(error, KeaError):
-        return error
-    logger.error("a request failed", exc_info=error)
-    return EngineFault(f"The engine failed at this request: {error!r}.")
 
 
 def _within(stopping: Stopping, room: int) -> Stopping:

@@ -125,6 +125,6 @@ class Draft:
             return most
         others = [item for item in self.items.values() if item.context is not context]
         objective /= self._latency.margin
-        room = self._latency.max_prefill_tokens(shape_of(others), objective, context.pages.num_computed)
+        room = self._latency.max_prefill_tokens(shape_of(others), objective, context.start)
         is_first = len(others) <= self.num_decodes
         return min(most, max(room, self._limits.page_tokens if is_first else 0))

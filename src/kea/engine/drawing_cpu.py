@@ -33,11 +33,18 @@ class CpuDraws:
         self._drawn = np.empty(0, np.int64)
         self._arguments = np.zeros(draws.NUM_DRAW, np.int64)
 
-    def draw(self, logits: torch.Tensor, states: Sequence[RowState]) -> list[int | None]:
-        """Return each row's token of the logits [R, V] fp32; None where none is finite or one is not a number."""
+    def draw(
+        self, logits: torch.Tensor, states: Sequence[RowState], num_ahead: Sequence[int] | None = None
+    ) -> list[int | None]:
+        """Return each row's token of the logits [R, V] fp32; None where none is finite or one is not a number.
+
+        `num_ahead`: how many tokens of each row are drawn that its state does not know yet (None: of no row any).
+        """
         if states != self._states:
             self._follow(states)
         self._noise[:, 1] = [state.num_drawn for state in states]
+        if num_ahead is not None:
+            self._noise[:, 1] += np.array(num_ahead, dtype=np.uint64)
         values = logits.contiguous().numpy()
         a = self._arguments
         a[draws.LOGITS], a[draws.STRIDE], a[draws.VOCAB_SIZE] = values.ctypes.data, values.shape[1], values.shape[1]

@@ -32,12 +32,17 @@ class GenerationState:
     cached_tokens: int | None = None  # known with the first token
     lookup: PromptLookup | None = None
     _plain_row: SamplingRow = field(init=False)
+    _row_ahead: SamplingRow = field(init=False)
 
     def __post_init__(self) -> None:
         self._plain_row = SamplingRow(self.sampling, logprobs=self.options.logprobs)
+        self._row_ahead = SamplingRow(self.sampling, logprobs=self.options.logprobs, num_ahead=1)
 
-    def row(self) -> SamplingRow:
-        """What the next token is drawn with."""
+    def row(self, num_ahead: int = 0) -> SamplingRow:
+        """What the next token is drawn with; with `num_ahead` 1 the one behind it, of a generation drawn plainly."""
+        if num_ahead:
+            assert num_ahead == 1, "at most one token is drawn that was not taken yet"
+            return self._row_ahead
         banned = self.tracker.banned
         if self.constraint is None and not banned:
             return self._plain_row

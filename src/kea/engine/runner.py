@@ -5,7 +5,8 @@ requests.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -16,11 +17,22 @@ from kea.attention.base import Run, SequencePlan, StepPlan
 from kea.engine.bursts import with_drawn
 from kea.engine.draft import StepWork, WorkItem
 from kea.engine.soundness import FindUnsound, Soundness
-from kea.engine.transfer import send
+from kea.engine.transfer import send, send_index
 from kea.memory import KVMemory, PageCopy
 from kea.models.base import CapturingDecoder, DecoderModel, DrawingDecoder, DrawOrder, StepInput
 
 I64 = NDArray[np.int64]
+
+
+NO_ROW = -1
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnAhead:
+    """Tokens [R] int64 that were drawn on the device and not read yet, and by context which row is its own."""
+
+    tokens: torch.Tensor
+    rows: Mapping[int, int]
 
 
 class Runner:
@@ -38,15 +50,19 @@ class Runner:
         if isinstance(model, CapturingDecoder):
             model.capture(self._cache, page_tokens, max_rows)
 
-    def run(self, work: StepWork, logit_rows: Sequence[int]) -> tuple[torch.Tensor, FindUnsound]:
+    def run(
+        self, work: StepWork, logit_rows: Sequence[int], ahead: DrawnAhead | None = None
+    ) -> tuple[torch.Tensor, FindUnsound]:
         """Compute a step whose copies are done; return the logits [R, V] fp32 of the given rows of the flattened batch,
         and what finds the items whose KV is not finite.
 
         On a device both are on their way: what is done with the logits there is queued behind them, and whoever first
-        reads something back waits for the step.
+        reads something back waits for the step. `ahead` has the tokens that contexts do not know yet.
         """
         step = self._step_input(work.items, logit_rows)
         with torch.inference_mode():
+            if ahead is not None:
+                step = _with_drawn(step, work.items, ahead)
             logits = self._model.forward(step, self._cache)
             return logits, self._soundness.begin(work.items, step.plan.slots)
 
@@ -90,7 +106,8 @@ class Runner:
         for item in items:
             sequences.append(self._plan(item, len(token_ids)))
             if item.end - item.start == 1:  # most items, and this is done for each of them in every step
-                token_ids.append(item.context.tokens[item.start])
+                tokens = item.context.tokens
+                token_ids.append(tokens[item.start] if item.start < len(tokens) else 0)
                 positions.append(item.start)
                 slots.append(item.context.pages.pages[item.start // size] * size + item.start % size)
                 continue
@@ -121,3 +138,19 @@ class Runner:
         sent = send(joined, torch.device(self._model.facts.device))
         stops = itertools.accumulate(map(len, parts))
         return tuple(sent[stop - len(part) : stop] for part, stop in zip(parts, stops, strict=True))
+
+
+def _with_drawn(step: StepInput, items: Sequence[WorkItem], ahead: DrawnAhead) -> StepInput:
+    """Return the step with the tokens that are known on the device alone, in the rows of their contexts."""
+    rows: list[int] = []
+    sources: list[int] = []
+    row = 0
+    for item in items:
+        if item.start >= len(item.context.tokens):
+            rows.append(row)
+            sources.append(ahead.rows[item.context.context_id])
+        row += item.num_tokens
+    if rows:
+        where = send_index([*rows, *sources], step.token_ids.device)
+        step.token_ids.index_copy_(0, where[: len(rows)], ahead.tokens.index_select(0, where[len(rows) :]))
+    return step

@@ -8,16 +8,16 @@ and top_p apply and one is drawn. Log-probabilities are of the logits before all
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
+from kea.engine.choices import Choice, KnownChoice, choose_ahead
 from kea.engine.constraints import apply_masks
-from kea.engine.drawing import DrawRows, Noise, draw_tokens
-from kea.engine.drawing_ahead import draw_ahead
+from kea.engine.drawing import Noise
 from kea.engine.drawing_cpu import ONE_THREAD_NUMEL, CpuDraws, draw_noise, draw_settings
 from kea.engine.logprobs import token_logprobs
 from kea.engine.penalties import RowState, add_bias, apply_penalties, ban_tokens
@@ -26,7 +26,7 @@ from kea.errors import EngineFault, InvalidRequest, KeaError
 from kea.models.base import DrawOrder
 from kea.types import Sampling, TokenLogprob
 
-__all__ = ["Drawn", "RowState", "Sampler", "SamplingRow", "create_order", "record", "token_logprobs"]
+__all__ = ["Drawn", "Draws", "RowState", "Sampler", "SamplingRow", "create_order", "record", "token_logprobs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +34,15 @@ class SamplingRow:
     """What one row of logits is drawn with. `state` belongs to the generation; the rest to this draw.
 
     `mask`: the constraint's bits [ceil(V / 32)] int32 on the CPU. `banned`: ids that may not end the output yet.
-    `logprobs`: alternatives to report (0: the drawn token alone; None: nothing).
+    `logprobs`: alternatives to report (0: the drawn token alone; None: nothing). `num_ahead`: how many tokens before
+    this one are drawn and not recorded yet.
     """
 
     state: RowState
     mask: torch.Tensor | None = None
     banned: Sequence[int] = ()
     logprobs: int | None = None
+    num_ahead: int = 0
 
     @property
     def is_plain(self) -> bool:
@@ -87,31 +89,60 @@ class Sampler:
         A row that cannot be drawn gets an error and keeps its state: `InvalidRequest` where its constraint and bans
         leave no token, `EngineFault` where the model gave no finite logits.
         """
+        return self.begin(logits, rows, indices).finish()
+
+    def begin(self, logits: torch.Tensor, rows: Sequence[SamplingRow], indices: Sequence[int] | None = None) -> Draws:
+        """Begin what `sample` does; on a device nothing is waited for. Logits of rows that are not plain, or report
+        log-probabilities, must stay until it is finished.
+        """
         if not rows:
-            return []
+            return Draws(logits, rows, KnownChoice([]))
         if indices is not None and len(indices) != len(logits):
-            logits = logits.index_select(0, torch.tensor(indices, device=logits.device))
-        if all(row.logprobs is None and row.is_plain for row in rows):
-            token_ids, reports = self._choose(logits, rows), {}
-        else:
-            with torch.inference_mode(), _threads_for(logits):
-                token_ids = self._choose(_process(logits, rows), rows)
-                reports = _report(logits, rows, token_ids)
+            logits = logits.index_select(0, send_index(indices, logits.device))
+        if all(row.is_plain for row in rows):
+            return Draws(logits, rows, self._choose(logits, rows))
+        with torch.inference_mode(), _threads_for(logits):
+            return Draws(logits, rows, self._choose(_process(logits, rows), rows))
+
+    def _choose(self, logits: torch.Tensor, rows: Sequence[SamplingRow]) -> Choice:
+        if logits.device.type == "cpu":
+            ahead = [row.num_ahead for row in rows] if any(row.num_ahead for row in rows) else None
+            return KnownChoice(self._cpu.draw(logits, [row.state for row in rows], ahead))
+        return choose_rows_ahead(logits, rows)
+
+
+def choose_rows_ahead(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> Choice:
+    """Choose the rows' tokens on a device that is not waited for."""
+    noise = [Noise(row.state.seed, row.state.num_drawn + row.num_ahead) for row in rows]
+    with torch.inference_mode():
+        return choose_ahead(logits, [row.state.sampling for row in rows], noise)
+
+
+class Draws:
+    """A batch whose tokens are chosen and not yet recorded. Lives until `finish`."""
+
+    def __init__(self, logits: torch.Tensor, rows: Sequence[SamplingRow], choice: Choice) -> None:
+        self._logits = logits
+        self._rows = rows
+        self.choice = choice
+
+    def finish(self, void: Collection[int] = ()) -> list[Drawn | KeaError]:
+        """Record the tokens in the rows' states and return them, as `Sampler.sample` does. Nothing is recorded of rows
+        that are void.
+        """
+        token_ids, reports = self.choice.read(), {}
+        if any(row.logprobs is not None for row in self._rows):
+            with torch.inference_mode(), _threads_for(self._logits):
+                reports = _report(self._logits, self._rows, token_ids)
         drawn: list[Drawn | KeaError] = []
-        for row, (spec, token_id) in enumerate(zip(rows, token_ids, strict=True)):
+        for row, (spec, token_id) in enumerate(zip(self._rows, token_ids, strict=True)):
             if token_id is None:
-                drawn.append(_reason(logits[row]))
+                drawn.append(_not_finite() if spec.is_plain else _reason(self._logits[row]))
             else:
-                spec.state.push(token_id)
+                if row not in void:
+                    spec.state.push(token_id)
                 drawn.append(Drawn(token_id, reports.get(row)))
         return drawn
-
-    def _choose(self, logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[int | None]:
-        """Return each row's token id; None where no logit is finite or one is not a number."""
-        if logits.device.type == "cpu":
-            return self._cpu.draw(logits, [row.state for row in rows])
-        with torch.inference_mode():
-            return choose_ahead(logits, rows)
 
 
 @contextmanager
@@ -143,32 +174,6 @@ def _process(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
     ban_tokens(logits, [row.banned for row in rows])
     apply_penalties(logits, states)
     return logits
-
-
-def choose_ahead(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[int | None]:
-    """Choose the tokens on a device that is not waited for: one transfer, and one more for rows that were not settled
-    in the first go.
-    """
-    best, best_ids = logits.max(dim=-1)  # the first of equal ones
-    random = [row for row, spec in enumerate(rows) if not spec.state.sampling.is_greedy]
-    token_ids, is_settled = best_ids.clone(), torch.ones_like(best_ids)
-    draws = _draw_rows(logits, best, rows)
-    if random:
-        index = send_index(random, logits.device)
-        own_ids, own_settled = draw_ahead(draws.take(random))
-        token_ids[index], is_settled[index] = own_ids, own_settled.long()
-    chosen, sound, settled = torch.stack([token_ids, best.isfinite().long(), is_settled]).tolist()
-    late = [row for row in random if sound[row] and not settled[row]]
-    if late:
-        for row, token_id in zip(late, draw_tokens(draws.take(late)), strict=True):
-            chosen[row] = token_id
-    return [token_id if is_sound else None for token_id, is_sound in zip(chosen, sound, strict=True)]
-
-
-def _draw_rows(logits: torch.Tensor, best: torch.Tensor, rows: Sequence[SamplingRow]) -> DrawRows:
-    states = [row.state for row in rows]
-    noise = [Noise(state.seed, state.num_drawn) for state in states]
-    return DrawRows(logits, best, [state.sampling for state in states], noise)
 
 
 def _report(

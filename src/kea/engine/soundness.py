@@ -17,6 +17,7 @@ from kea.attention.base import LayerCache
 from kea.attention.storage import telling
 from kea.engine.draft import WorkItem
 from kea.engine.soundness_kernels import are_finite
+from kea.engine.transfer import Fetched
 
 FindUnsound = Callable[[], list[WorkItem]]
 
@@ -34,14 +35,15 @@ class Soundness:
     def begin(self, items: Sequence[WorkItem], slots: torch.Tensor) -> FindUnsound:
         """Return what finds the items with a row that is not finite. `slots` [T]: of all their rows, in order.
 
-        On a device the looking is queued behind the step; who asks for the result waits for it.
+        On a device the looking is queued behind the step; who asks for the result waits for it, and not for what is
+        queued behind.
         """
         if self._host is not None:
             if are_finite(*self._host, slots.numpy()):
                 return list
             return lambda: _find(self._rows(slots), items)
         rows = self._rows(slots)
-        sums = torch.stack([part.sum(dtype=torch.float32) for part in rows])
+        sums = Fetched(torch.stack([part.sum(dtype=torch.float32) for part in rows]))
         return lambda: [] if all(map(math.isfinite, sums.tolist())) else _find(rows, items)
 
     def _rows(self, slots: torch.Tensor) -> list[torch.Tensor]:

@@ -56,17 +56,27 @@ class ContextState:
     is_scored: bool = False
     seen_len: int = 0  # the tokens below were computed before, though what came of it may be lost again
     num_fresh: int = 0  # tokens computed for the first time since the last generation ended
+    num_flying: int = 0  # tokens of steps that were launched and have not landed (`kea.engine.flight`)
+    num_unknown: int = 0  # of these steps, those that draw a token behind `tokens`
+    is_grounded: bool = False  # takes part in no further step before those have landed
 
     @property
     def goal(self) -> int:
-        """The number of tokens that should be computed now."""
-        return len(self.tokens) if self.generation is not None else max(0, len(self.tokens) - 1)
+        """The number of tokens that should be computed now, with those that are being drawn."""
+        if self.generation is not None:
+            return len(self.tokens) + self.num_unknown
+        return max(0, len(self.tokens) - 1)
+
+    @property
+    def start(self) -> int:
+        """The first position that is neither computed nor in a step on its way."""
+        return self.pages.num_computed + self.num_flying
 
     @property
     def num_pending(self) -> int:
-        if self.error is not None:
+        if self.error is not None or self.is_grounded:
             return 0
-        return self.goal - self.pages.num_computed
+        return self.goal - self.start
 
     @property
     def wants_scores(self) -> bool:

@@ -29,11 +29,11 @@ class Claims:
             del self._owners[ctx.claim]
             ctx.claim = None
 
-    def clear(self) -> None:
-        """End all claims."""
-        for owner in self._owners.values():
-            owner.claim = None
-        self._owners.clear()
+    def clear(self, but: Collection[ContextPages] = ()) -> None:
+        """End all claims but those of some contexts."""
+        for owner in list(self._owners.values()):
+            if owner not in but:
+                self.drop(owner)
 
     def check(self, contexts: Collection[ContextPages]) -> None:
         """Prove that every claim is of an open context and names the page that this context computes next."""

@@ -7,7 +7,7 @@ hits are exact at any token. What lacks memory answers False or gives less; it n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from kea.memory.base import MatchResult, MemoryConfig, MemorySnapshot, PageCopy, Salt
 from kea.memory.claims import Claims
@@ -57,9 +57,11 @@ class KVMemory:
         self._contexts.remove(ctx)
         ctx.is_open = False
 
-    def begin_step(self) -> None:
-        """End the claims of the step before, also of contexts that claimed and then were not computed."""
-        self._claims.clear()
+    def begin_step(self, flying: Collection[ContextPages] = ()) -> None:
+        """End the claims of the step before, also of contexts that claimed and then were not computed; not those of
+        contexts whose step is still being computed.
+        """
+        self._claims.clear(flying)
 
     def match(self, ctx: ContextPages, token_ids: Sequence[int], limit: int) -> MatchResult:
         """Take over from the prefix tree what is already computed of `token_ids`, up to `limit` tokens.

@@ -95,7 +95,7 @@ class Driver:
         with (
             _timed(type(model), "forward", spent, "model"),
             _timed(type(model), "draw", spent, "model") if isinstance(model, DrawingDecoder) else nullcontext(),
-            _timed(Sampler, "sample", spent, "sampler"),
+            _timed(Sampler, "begin", spent, "sampler"),
             self._generating(prompts, warmups + steps) as step,
         ):
             _run_steps(step, warmups)
