@@ -76,18 +76,36 @@ async def serve_until_stopped(order: ServeOrder) -> None:
     Raises what prevents it from starting, and `EngineDied` where the engine was given up. While it loads, SIGTERM is
     what SIGINT is: an interrupt that waits for nothing.
     """
-    from kea.cluster import start_engine
     from kea.cluster.abandoned import call_on_thread
 
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     await call_on_thread(lambda: _check(order))
     with LoadingView(f"Loading {order.server.model_names[0]}") as view:
-        tokenizer, server = await call_on_thread(lambda: _prepare(order))
-        engine = await start_engine(order.engine, "process", view.show)
+        engine, tokenizer, server = await _load(order, view)
     try:
         await _serve(replace(order, server=server), engine, tokenizer)
     finally:
         await engine.close()
+
+
+async def _load(order: ServeOrder, view: LoadingView) -> tuple[EngineClient, Tokenizer, ServerConfig]:
+    """Start the engine and meanwhile read what the server needs, which is as much work: most of it are imports.
+
+    Where that fails the engine is ended.
+    """
+    from kea.cluster import start_engine
+    from kea.cluster.abandoned import call_on_thread
+
+    starting = asyncio.ensure_future(start_engine(order.engine, "process", view.show))
+    try:
+        tokenizer, server = await call_on_thread(lambda: _prepare(order))
+    except BaseException:
+        starting.cancel()
+        (engine,) = await asyncio.gather(starting, return_exceptions=True)
+        if not isinstance(engine, BaseException):
+            await engine.close()
+        raise
+    return await starting, tokenizer, server
 
 
 def _check(order: ServeOrder) -> None:
