@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -9,7 +12,7 @@ from numpy.typing import NDArray
 from kea.kernels import matrix as matrices
 from kea.kernels.matrix import PanelMatrix, pack_matrix, padded, record_product, tiles_bytes
 from kea.kernels.panels import BYTE, FULL, HALF
-from kea.kernels.program import TEAM, Operation, Program, aligned_zeros
+from kea.kernels.program import FROM_BACK, TEAM, Operation, Program, aligned_zeros
 from kea.kernels.tiles import has_tiles
 from kea.models.lean import steps
 
@@ -26,8 +29,16 @@ def weights(shape: tuple[int, int], kind: int, seed: int = 0) -> PanelMatrix:
     return packed
 
 
-def multiply(matrix: PanelMatrix, bias: F32, x: F32, num_threads: int = 2) -> F32:
-    """Return the product by the operation that this machine would use."""
+class Recorded(NamedTuple):
+    """The operations of a product, the last of which is the product itself, and what they need and make."""
+
+    operations: list[Operation]
+    holds: list[object]
+    out: F32
+
+
+def record(matrix: PanelMatrix, bias: F32, x: F32, num_threads: int) -> Recorded:
+    """Record the product as this machine would compute it."""
     rows = aligned_zeros((len(x), matrix.padded_depth), np.float32)
     rows[:, : matrix.depth] = x
     taken, operations = rows, []
@@ -37,8 +48,13 @@ def multiply(matrix: PanelMatrix, bias: F32, x: F32, num_threads: int = 2) -> F3
         operations.append(Operation(steps.CUT, arguments, -(-len(rows) // steps.CHUNK_ROWS)))
     out = aligned_zeros((len(x), matrix.padded_columns), np.float32)
     operation, holds = record_product(matrix, bias, taken, out, num_threads)
-    TEAM.run(Program([*operations, operation], holds), num_threads)
-    return out[:, : matrix.num_columns]
+    return Recorded([*operations, operation], [rows, *holds], out)
+
+
+def multiply(matrix: PanelMatrix, bias: F32, x: F32, num_threads: int = 2) -> F32:
+    recorded = record(matrix, bias, x, num_threads)
+    TEAM.run(Program(recorded.operations, recorded.holds), num_threads)
+    return recorded.out[:, : matrix.num_columns]
 
 
 @pytest.fixture(params=["tiles", "vectors"])
@@ -51,7 +67,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     return str(request.param)
 
 
-@pytest.mark.parametrize("num_rows", [0, 1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 32, 33, 49, 64, 129, 300])
+@pytest.mark.parametrize("num_rows", [0, 1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 32, 33, 49, 64, 129, 300])
 @pytest.mark.parametrize("shape", [(1, 8), (3, 5), (4, 16), (70, 33), (130, 64), (33, 300), (600, 7)])
 @pytest.mark.parametrize("kind", [FULL, HALF, BYTE])
 def test_products_equal_double_precision(num_rows: int, shape: tuple[int, int], kind: int, path: str) -> None:
@@ -78,6 +94,34 @@ def test_products_in_tiles_are_no_less_precise_than_those_of_fp32(num_rows: int,
     assert np.square(multiply(matrix, NONE, x) - exact).mean() <= np.square(x @ whole.T - exact).mean()
 
 
+@pytest.mark.parametrize("num_rows", [1, 3, 8, 40])
+@pytest.mark.parametrize("kind", [FULL, HALF, BYTE])
+def test_chunks_taken_from_the_back_are_the_same_products(num_rows: int, kind: int, path: str) -> None:
+    matrix = weights((600, 70), kind)
+    x = np.random.default_rng(1).standard_normal((num_rows, 70)).astype(np.float32)
+    expected = multiply(matrix, NONE, x, num_threads=1)
+    recorded = record(matrix, NONE, x, num_threads=2)
+    call = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64)(recorded.operations[-1].kernel.address)
+    TEAM.run(Program(recorded.operations[:-1], recorded), 1)
+    for chunk in reversed(range(recorded.operations[-1].num_chunks or 0)):
+        call(recorded.operations[-1].arguments.ctypes.data, chunk + FROM_BACK)
+    assert np.array_equal(recorded.out[:, :600], expected)
+
+
+def test_a_product_of_few_rows_streams_the_whole_matrix() -> None:
+    matrix = weights((8192, 64), HALF)
+    first, size = matrix.panels.ctypes.data, matrix.panels.nbytes
+    for num_threads in (1, 2, 5):
+        operation = record(matrix, NONE, np.zeros((8, 64), np.float32), num_threads).operations[-1]
+        assert operation.stream is not None
+        assert operation.num_chunks is not None
+        start, stop, chunk_bytes, first_bytes = operation.stream
+        assert (start, stop) == (first, first + size)
+        assert (operation.num_chunks - 1) * chunk_bytes < size <= operation.num_chunks * chunk_bytes
+        assert 0 < first_bytes <= (size // 2 if num_threads <= 2 else chunk_bytes)
+    assert record(matrix, NONE, np.zeros((300, 64), np.float32), 2).operations[-1].stream is None
+
+
 def test_three_parts_hold_a_number_exactly() -> None:
     """What tiles are fed: numbers of all sizes and signs, times one, come out as they went in."""
     if not has_tiles():
@@ -93,11 +137,11 @@ def weights_of(values: F32) -> PanelMatrix:
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
 def test_what_is_not_finite_is_not_hidden(value: float, path: str) -> None:
-    x = np.ones((3, 40), np.float32)
+    x = np.ones((9, 40), np.float32)
     x[1, 7] = value
     product = multiply(weights((20, 40), HALF), NONE, x)
     assert not np.isfinite(product[1]).any()
-    assert np.isfinite(product[[0, 2]]).all()
+    assert np.isfinite(np.delete(product, 1, axis=0)).all()
 
 
 @pytest.mark.parametrize("kind", [FULL, HALF, BYTE])

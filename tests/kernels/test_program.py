@@ -13,11 +13,26 @@ import pytest
 from numba import carray
 
 from kea.kernels.machine import fetch_add, i64_at
-from kea.kernels.program import TEAM, Kernel, Operation, Program
+from kea.kernels.program import (
+    AHEAD,
+    FROM_BACK,
+    IS_LATE,
+    NONE_LEFT,
+    STREAM,
+    TEAM,
+    WORDS,
+    Kernel,
+    Operation,
+    Program,
+    Stream,
+    place_of,
+    take_chunk,
+)
 
 
 def count(address: int, chunk: int) -> None:
     """Count a chunk, and whether all of the operation before were done when it began."""
+    chunk &= FROM_BACK - 1
     a = carray(i64_at(address), 3)
     counts = carray(i64_at(a[0]), a[1] + 1)
     if a[2] != 0:
@@ -31,27 +46,33 @@ def count(address: int, chunk: int) -> None:
 COUNT = Kernel(count)
 
 
-def create(num_ops: int, num_chunks: int) -> tuple[Program, np.ndarray[tuple[int, int], np.dtype[np.int64]]]:
+def create(
+    num_ops: int, num_chunks: int, *, streams: bool = False
+) -> tuple[Program, np.ndarray[tuple[int, int], np.dtype[np.int64]]]:
     counts = np.zeros((num_ops, num_chunks + 1), np.int64)
     operations = []
     for i in range(num_ops):
         before = counts[i - 1].ctypes.data if i else 0
-        operations.append(Operation(COUNT, np.array([counts[i].ctypes.data, num_chunks, before]), num_chunks))
+        stream = Stream(counts.ctypes.data, counts.ctypes.data + counts.nbytes, 8, 1024) if streams and i % 3 else None
+        arguments = np.array([counts[i].ctypes.data, num_chunks, before])
+        operations.append(Operation(COUNT, arguments, num_chunks, stream=stream))
     return Program(operations, counts), counts
 
 
+@pytest.mark.parametrize("streams", [False, True])
 @pytest.mark.parametrize("num_threads", [1, 2, 5])
-def test_each_chunk_is_computed_once_and_operations_wait_for_each_other(num_threads: int) -> None:
-    program, counts = create(50, 7)
+def test_each_chunk_is_computed_once_and_operations_wait_for_each_other(num_threads: int, streams: bool) -> None:
+    program, counts = create(50, 7, streams=streams)
     for run in range(1, 200):
         TEAM.run(program, num_threads)
         assert (counts[:, :-1] == run).all()
         assert (counts[:, -1] == 0).all()
 
 
+@pytest.mark.parametrize("streams", [False, True])
 @pytest.mark.parametrize("num_threads", [1, 2, 5])
-def test_rounds_follow_each_other_as_runs_do(num_threads: int) -> None:
-    program, counts = create(6, 7)
+def test_rounds_follow_each_other_as_runs_do(num_threads: int, streams: bool) -> None:
+    program, counts = create(6, 7, streams=streams)
     for run in range(1, 100):
         TEAM.run(program, num_threads, num_rounds=20)
         assert (counts[:, :-1] == 20 * run).all()
@@ -65,6 +86,30 @@ def test_an_open_number_of_chunks_is_given_with_each_run() -> None:
     for num_chunks in (3, 0, 9):
         TEAM.run(program, 2, units=num_chunks)
     assert counts.tolist() == [2, 2, 2, 1, 1, 1, 1, 1, 1, 0]
+
+
+def test_chunks_of_a_stream_are_taken_from_both_ends_until_none_is_left() -> None:
+    program, _counts = create(2, 5, streams=True)
+    row = program.begin(1, {}).state + 8 * WORDS
+    assert [take_chunk(row, 1, member) for member in (0, 1, 3, 2)] == [0, 4 + FROM_BACK, 3 + FROM_BACK, 1]
+    assert [take_chunk(row, 1, member) for member in (1, 0, 1)] == [2 + FROM_BACK, NONE_LEFT, NONE_LEFT]
+    assert take_chunk(row, 2, 0) == 0
+    assert take_chunk(row, 1, 0) == IS_LATE
+
+
+def test_a_thread_fetches_what_the_next_operation_gives_it_first() -> None:
+    """The first operation streams nothing, the second and the third do; behind the last comes the second one."""
+    program, counts = create(3, 5, streams=True)
+    start, stop = counts.ctypes.data, counts.ctypes.data + counts.nbytes
+    for op in range(3):
+        ahead = int(program._state[op, AHEAD])
+        assert ahead == program._state[(1, 2, 1)[op], STREAM]
+        assert [place_of(ahead, member) for member in range(4)] == [
+            (start, 1, 1024),
+            (stop - 64, -1, 1024),
+            (start + 8, 1, 1024),
+            (stop - 72, -1, 1024),
+        ]
 
 
 def test_an_empty_program_ends() -> None:

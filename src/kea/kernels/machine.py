@@ -173,3 +173,12 @@ def emit_prefetch(builder: Any, address: Any) -> None:
     name, kind = "llvm.prefetch.p0", ir.FunctionType(ir.VoidType(), [POINTER, i32, i32, i32])
     function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
     builder.call(function, [pointer(builder, address), i32(0), i32(2), i32(1)])
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def prefetch_line(_typing: Any, address: Any) -> Any:
+    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        emit_prefetch(builder, args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), emit

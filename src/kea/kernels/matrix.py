@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from kea.kernels import panels
 from kea.kernels.arena import Arena
 from kea.kernels.panels import BYTE, FULL, HALF, LANES, VALUES
-from kea.kernels.program import Kernel, Operation
+from kea.kernels.program import MAX_STREAM_CHUNKS, Kernel, Operation, Stream
 from kea.kernels.tile_products import TILES_PRODUCTS
 from kea.kernels.tiles import TILE_DEPTH, TILE_ROWS, has_tiles, tile_config
 
@@ -25,9 +25,11 @@ CHUNKS_PER_THREAD = 3
 """How a product is cut: many rows into chunks of 256 columns, whose weights stay in a core's second cache; few into
 as many chunks as keep a thread from waiting long for the last one."""
 
+MAX_FIRST_BYTES = 256 << 10
+"""What a thread may fetch of a product's weights before it begins: an eighth of the second cache of many cores."""
 
-MIN_FULL_ROWS = 5
-"""Rows of x from which on products with fp32 weights, six in tiles for one, are no slower than in vector registers."""
+MIN_TILE_ROWS = (5, 5, 1)
+"""By the kind of the weights: rows of x from which on tiles are no slower than vector registers."""
 
 
 def padded(size: int, unit: int = PAIR_COLUMNS) -> int:
@@ -58,9 +60,10 @@ class PanelMatrix:
     def takes_tiles(self, num_rows: int) -> bool:
         """Whether this many rows of x are to be cut into tiles for this matrix, on this machine.
 
-        Weights in fp32 have to be cut too, which does not pay for a few rows.
+        With few rows vector registers keep up with memory, and read it faster than tiles do. Weights in fp32 have to be
+        cut for tiles, too, and multiplied six times.
         """
-        return has_tiles() and (self.kind != FULL or num_rows >= MIN_FULL_ROWS)
+        return has_tiles() and num_rows >= MIN_TILE_ROWS[self.kind]
 
     @property
     def kernels(self) -> tuple[Kernel, ...]:
@@ -149,7 +152,17 @@ def record_product(
     arguments[panels.CONFIG], arguments[panels.TAIL_CONFIG] = full.ctypes.data, tail.ctypes.data
     kernel = TILES_PRODUCTS[matrix.kind] if takes_tiles else panels.ROWS_PRODUCTS[matrix.kind]
     num_chunks = -(-num_rows // chunk_rows) * -(-num_panels // chunk_panels)
-    return Operation(kernel, arguments, num_chunks), [matrix, bias, x, out, full, tail]
+    stream = None
+    if num_rows <= chunk_rows and num_chunks <= MAX_STREAM_CHUNKS:
+        start, panel_bytes = matrix.panels.ctypes.data, matrix.panels.strides[0]
+        stream = _stream(start, num_panels * panel_bytes, chunk_panels * panel_bytes, num_threads)
+    return Operation(kernel, arguments, num_chunks, stream=stream), [matrix, bias, x, out, full, tail]
+
+
+def _stream(start: int, num_bytes: int, chunk_bytes: int, num_threads: int) -> Stream:
+    """What a product reads. Two threads may fetch beyond their first chunk: no other one begins there."""
+    first = min(num_bytes // 2, MAX_FIRST_BYTES)
+    return Stream(start, start + num_bytes, chunk_bytes, first if num_threads <= 2 else min(first, chunk_bytes))
 
 
 def _tail_config(rest: int) -> NDArray[np.uint8]:

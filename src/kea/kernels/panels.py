@@ -14,6 +14,7 @@ below the last bit are left out.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from kea.kernels.machine import F32, I64, f32_at, i64_at, pointer
-from kea.kernels.program import Kernel
+from kea.kernels.machine import F32, I64, emit_prefetch, f32_at, i64_at, pointer
+from kea.kernels.program import FROM_BACK, Kernel
 from kea.kernels.tiles import TILE_BYTES
 
 LANES = 16
@@ -35,7 +36,7 @@ WEIGHT_BYTES = (4, 2, 1)
 """The kinds of weights (fp32, bfloat16, int8), how many values of one row of W a unit holds, bytes of a weight."""
 
 _WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
-ROW_BLOCK, PANEL_BLOCK = (8, 2) if _WIDE else (4, 1)
+ROW_BLOCK, PANEL_BLOCK, MAX_SUMS = (8, 2, 16) if _WIDE else (4, 1, 4)
 """Sums that stay in vector registers: 16 of the 32 with AVX-512, 8 of the 16 registers without."""
 
 BLOCK_ROWS = 32
@@ -113,47 +114,59 @@ def emit_cut(builder: Any, source: Any, targets: list[Any]) -> None:
         rest = [builder.fsub(value, top) for value, top in zip(rest, tops, strict=True)]
 
 
+def _zeros(builder: Any, count: int) -> list[Any]:
+    zero = ir.Constant(VECTOR, [0.0] * LANES)
+    slots = [cgutils.alloca_once(builder, VECTOR) for _ in range(count)]
+    for slot in slots:
+        builder.store(zero, slot)
+    return slots
+
+
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
 def dot_panels(
-    _typing: Any, kind: Any, rows: Any, panels: Any, x: Any, x_stride: Any, w: Any, panel_bytes: Any, units: Any,
-    out: Any, out_stride: Any,
+    _typing: Any, kind: Any, rows: Any, x: Any, x_stride: Any, w: Any, panel_bytes: Any, units: Any,
+    out: Any, out_stride: Any, ahead: Any,
 ) -> Any:  # fmt: skip
-    """Write the products of `rows` rows of x and `panels` panels; kind, rows and panels are literals."""
-    if not all(isinstance(number, types.IntegerLiteral) for number in (kind, rows, panels)):
+    """Write the products of `rows` rows of x and PANEL_BLOCK panels; kind and rows are literals.
+
+    Meanwhile the panels `ahead` bytes behind these are fetched into the second cache.
+    """
+    if not all(isinstance(number, types.IntegerLiteral) for number in (kind, rows)):
         return None
     values = VALUES[kind.literal_value]
 
     def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        _, _, _, x, x_stride, w, panel_bytes, units, out, out_stride = args
-        num_rows, num_panels = rows.literal_value, panels.literal_value
-        zero = ir.Constant(VECTOR, [0.0] * LANES)
-        sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(num_panels)] for _ in range(num_rows)]
-        for row in sums:
-            for total in row:
-                builder.store(zero, total)
+        _, _, x, x_stride, w, panel_bytes, units, out, out_stride, ahead = args
+        num_rows, num_panels = rows.literal_value, PANEL_BLOCK
+        num_sums = (
+            values if num_rows * num_panels * values <= MAX_SUMS else 1
+        )  # apart, they need not wait for each other
+        sums = [[_zeros(builder, num_sums) for _ in range(num_panels)] for _ in range(num_rows)]
         with cgutils.for_range(builder, units, intp=I64) as loop:
             unit = builder.mul(loop.index, I64(UNIT_BYTES))
             first = builder.mul(loop.index, I64(4 * values))
-            widened = [
-                _widen(builder, kind.literal_value, builder.add(builder.add(w, unit), builder.mul(I64(p), panel_bytes)))
-                for p in range(num_panels)
-            ]
+            widened = []
+            for p in range(num_panels):
+                place = builder.add(builder.add(w, unit), builder.mul(I64(p), panel_bytes))
+                emit_prefetch(builder, builder.add(place, ahead))
+                widened.append(_widen(builder, kind.literal_value, place))
             for m in range(num_rows):
                 row = builder.add(builder.add(x, first), builder.mul(I64(m), x_stride))
                 for j in range(values):
                     at = pointer(builder, builder.add(row, I64(4 * j)))
                     value = _splat(builder, builder.load(at, typ=F32, align=4))
                     for p in range(num_panels):
-                        total = builder.load(sums[m][p], typ=VECTOR)
-                        builder.store(_fma(builder, value, widened[p][j], total), sums[m][p])
+                        slot = sums[m][p][j % num_sums]
+                        builder.store(_fma(builder, value, widened[p][j], builder.load(slot, typ=VECTOR)), slot)
         for m in range(num_rows):
             row = builder.add(out, builder.mul(I64(m), out_stride))
             for p in range(num_panels):
                 at = pointer(builder, builder.add(row, I64(UNIT_BYTES * p)))
-                builder.store(builder.load(sums[m][p], typ=VECTOR), at, align=4)
+                parts = [builder.load(slot, typ=VECTOR) for slot in sums[m][p]]
+                builder.store(functools.reduce(builder.fadd, parts), at, align=4)
         return context.get_dummy_value()
 
-    signature = types.void(kind, rows, panels, *[types.int64] * 7)
+    signature = types.void(kind, rows, *[types.int64] * 8)
     return signature, emit
 
 
@@ -200,32 +213,43 @@ def rows_chunk(kind: int, address: int, chunk: int) -> None:
     row, panel, num_rows, last = part_of(a, chunk)
     x, x_stride, out_stride, panel_bytes = a[X] + row * a[X_STRIDE], a[X_STRIDE], a[OUT_STRIDE], a[PANEL_BYTES]
     units = a[DEPTH] * WEIGHT_BYTES[kind] // 4
-    for p in range(panel, last, PANEL_BLOCK):
-        w, out = a[W] + p * panel_bytes, a[OUT] + row * out_stride + p * UNIT_BYTES
+    step = direction(chunk) * PANEL_BLOCK
+    for i in range((last - panel) // PANEL_BLOCK):
+        p = panel + i * PANEL_BLOCK if step > 0 else last - (i + 1) * PANEL_BLOCK
+        w, out, ahead = a[W] + p * panel_bytes, a[OUT] + row * out_stride + p * UNIT_BYTES, step * panel_bytes
         m = 0
         while m + ROW_BLOCK <= num_rows:
             at, to = x + m * x_stride, out + m * out_stride
-            dot_panels(kind, ROW_BLOCK, PANEL_BLOCK, at, x_stride, w, panel_bytes, units, to, out_stride)
+            dot_panels(kind, ROW_BLOCK, at, x_stride, w, panel_bytes, units, to, out_stride, ahead)
             m += ROW_BLOCK
+            ahead = 0
         if num_rows - m >= 4:
             at, to = x + m * x_stride, out + m * out_stride
-            dot_panels(kind, 4, PANEL_BLOCK, at, x_stride, w, panel_bytes, units, to, out_stride)
+            dot_panels(kind, 4, at, x_stride, w, panel_bytes, units, to, out_stride, ahead)
             m += 4
-        if num_rows - m >= 2:
-            at, to = x + m * x_stride, out + m * out_stride
-            dot_panels(kind, 2, PANEL_BLOCK, at, x_stride, w, panel_bytes, units, to, out_stride)
-            m += 2
-        if num_rows > m:
-            at, to = x + m * x_stride, out + m * out_stride
-            dot_panels(kind, 1, PANEL_BLOCK, at, x_stride, w, panel_bytes, units, to, out_stride)
+            ahead = 0
+        at, to = x + m * x_stride, out + m * out_stride
+        if num_rows - m == 3:
+            dot_panels(kind, 3, at, x_stride, w, panel_bytes, units, to, out_stride, ahead)
+        elif num_rows - m == 2:
+            dot_panels(kind, 2, at, x_stride, w, panel_bytes, units, to, out_stride, ahead)
+        elif num_rows - m == 1:
+            dot_panels(kind, 1, at, x_stride, w, panel_bytes, units, to, out_stride, ahead)
         finish((out, out_stride), num_rows, (p * LANES, PANEL_BLOCK * LANES), a[SCALE], a[BIAS])
+
+
+@njit(nogil=True)  # type: ignore[untyped-decorator]
+def direction(chunk: int) -> int:
+    """Return -1 for a chunk whose panels are to be taken downwards, since its thread comes from the back; else 1."""
+    return -1 if chunk >= FROM_BACK else 1
 
 
 @njit(nogil=True)  # type: ignore[untyped-decorator]
 def part_of(a: NDArray[np.int64], chunk: int) -> tuple[int, int, int, int]:
     """Return a chunk's first row of x, first panel, number of rows, and one past its last panel."""
+    index = chunk & (FROM_BACK - 1)
     groups = (a[NUM_PANELS] + a[CHUNK_PANELS] - 1) // a[CHUNK_PANELS]
-    row, panel = chunk // groups * a[CHUNK_ROWS], chunk % groups * a[CHUNK_PANELS]
+    row, panel = index // groups * a[CHUNK_ROWS], index % groups * a[CHUNK_PANELS]
     return row, panel, min(a[CHUNK_ROWS], a[NUM_ROWS] - row), min(panel + a[CHUNK_PANELS], a[NUM_PANELS])
 
 

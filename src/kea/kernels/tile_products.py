@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from kea.kernels import tiles
 from kea.kernels.full_products import cut_full
-from kea.kernels.machine import i64_at
+from kea.kernels.machine import i64_at, prefetch_line
 from kea.kernels.panels import (
     BIAS,
     BLOCK_ROWS,
@@ -28,6 +28,7 @@ from kea.kernels.panels import (
     W,
     X,
     cut_unit,
+    direction,
     finish,
     part_of,
 )
@@ -42,12 +43,15 @@ CUT_STEPS = 3
 
 
 @njit(nogil=True)  # type: ignore[untyped-decorator]
-def multiply_32(x: int, panels: tuple[int, int], steps: tuple[int, int], sums: tuple[int, int], adds: bool) -> None:
+def multiply_32(
+    x: int, panels: tuple[int, int, int], steps: tuple[int, int], sums: tuple[int, int], adds: bool
+) -> None:
     """Write the products of up to 32 rows of x with two panels; or add them to what is there.
 
-    `panels`: where they begin, bytes from one to the next. `steps`: of k, and how many parts of x count.
+    `panels`: where they begin, bytes from one to the next, and to those that are fetched meanwhile. `steps`: of k, and
+    how many parts of x count.
     """
-    (w, panel_bytes), (num_steps, num_parts), (out, stride) = panels, steps, sums
+    (w, panel_bytes, ahead), (num_steps, num_parts), (out, stride) = panels, steps, sums
     if adds:
         tiles.load(0, out, stride)
         tiles.load(1, out + 64, stride)
@@ -62,8 +66,8 @@ def multiply_32(x: int, panels: tuple[int, int], steps: tuple[int, int], sums: t
         tiles.load(4, w + k * TILE_BYTES, 64)
         tiles.load(5, w + panel_bytes + k * TILE_BYTES, 64)
         if not adds:  # the weights come from memory the first time only
-            tiles.prefetch(w + 2 * panel_bytes + k * TILE_BYTES)
-            tiles.prefetch(w + 3 * panel_bytes + k * TILE_BYTES)
+            tiles.prefetch(w + ahead + k * TILE_BYTES)
+            tiles.prefetch(w + ahead + panel_bytes + k * TILE_BYTES)
         at = x + k * BLOCK_STEP_BYTES
         for part in range(num_parts):
             tiles.load(6, at + part * 2 * TILE_BYTES, 64)
@@ -79,9 +83,11 @@ def multiply_32(x: int, panels: tuple[int, int], steps: tuple[int, int], sums: t
 
 
 @njit(nogil=True)  # type: ignore[untyped-decorator]
-def multiply_16(x: int, panels: tuple[int, int], steps: tuple[int, int], sums: tuple[int, int], adds: bool) -> None:
+def multiply_16(
+    x: int, panels: tuple[int, int, int], steps: tuple[int, int], sums: tuple[int, int], adds: bool
+) -> None:
     """The same for up to 16 rows."""
-    (w, panel_bytes), (num_steps, num_parts), (out, stride) = panels, steps, sums
+    (w, panel_bytes, ahead), (num_steps, num_parts), (out, stride) = panels, steps, sums
     if adds:
         tiles.load(0, out, stride)
         tiles.load(1, out + 64, stride)
@@ -92,8 +98,8 @@ def multiply_16(x: int, panels: tuple[int, int], steps: tuple[int, int], sums: t
         tiles.load(4, w + k * TILE_BYTES, 64)
         tiles.load(5, w + panel_bytes + k * TILE_BYTES, 64)
         if not adds:
-            tiles.prefetch(w + 2 * panel_bytes + k * TILE_BYTES)
-            tiles.prefetch(w + 3 * panel_bytes + k * TILE_BYTES)
+            tiles.prefetch(w + ahead + k * TILE_BYTES)
+            tiles.prefetch(w + ahead + panel_bytes + k * TILE_BYTES)
         at = x + k * BLOCK_STEP_BYTES
         tiles.load(2, at, 64)
         tiles.dot(0, 2, 4)
@@ -118,17 +124,19 @@ def tiles_chunk(a: NDArray[np.int64], chunk: int, parts: tuple[int, int, int, in
     w, panel_bytes, part_bytes, num_parts = parts
     row, panel, num_rows, last = part_of(a, chunk)
     steps, stride = a[DEPTH] // TILE_DEPTH, a[OUT_STRIDE]
-    x = a[X] + row // BLOCK_ROWS * steps * BLOCK_STEP_BYTES
+    x, way = a[X] + row // BLOCK_ROWS * steps * BLOCK_STEP_BYTES, direction(chunk)
     for block in range((num_rows + BLOCK_ROWS - 1) // BLOCK_ROWS):
         count = num_rows - block * BLOCK_ROWS
         tiles.configure(a[CONFIG] if count >= BLOCK_ROWS else a[TAIL_CONFIG])
         some = steps if num_rows <= BLOCK_ROWS else CACHED_STEPS
         for k in range(0, steps, some):
             rows = x + (block * steps + k) * BLOCK_STEP_BYTES
-            for p in range(panel, last, 2):
+            for i in range(0, last - panel, 2):
+                p = panel + i if way > 0 else last - 2 - i
                 out = (a[OUT] + (row + block * BLOCK_ROWS) * stride + p * UNIT_BYTES, stride)
                 for part in range(num_parts):
-                    at = (w + part * part_bytes + (p - panel) * panel_bytes + k * TILE_BYTES, panel_bytes)
+                    first = w + part * part_bytes + (p - panel) * panel_bytes + k * TILE_BYTES
+                    at = (first, panel_bytes, 2 * way * panel_bytes)
                     size = (min(some, steps - k), SPLITS - part)
                     if count > TILE_ROWS:
                         multiply_32(rows, at, size, out, k + part > 0)
@@ -151,7 +159,7 @@ def cut_chunk(a: NDArray[np.int64], chunk: int) -> None:
     for p in range(panel, last):
         source, target = a[W] + p * a[PANEL_BYTES], start + (p - panel) * panel_bytes
         for u in range(a[PANEL_BYTES] // UNIT_BYTES):
-            tiles.prefetch_line(source + ahead + u * UNIT_BYTES)
+            prefetch_line(source + ahead + u * UNIT_BYTES)
             cut_unit(source + u * UNIT_BYTES, target + 2 * u * UNIT_BYTES)
     tiles_chunk(a, chunk, (start, panel_bytes, part_bytes, 1))
     room[0] = 0  # alive until here
@@ -176,9 +184,9 @@ def cut_few(a: NDArray[np.int64], chunk: int) -> None:
                 source = a[W] + (p + half) * a[PANEL_BYTES] + k * step_bytes
                 target = start + half * CUT_STEPS * TILE_BYTES
                 for u in range(count * step_bytes // UNIT_BYTES):
-                    tiles.prefetch_line(source + ahead + u * UNIT_BYTES)
+                    prefetch_line(source + ahead + u * UNIT_BYTES)
                     cut_unit(source + u * UNIT_BYTES, target + 2 * u * UNIT_BYTES)
-            rows, weights = a[X] + k * BLOCK_STEP_BYTES, (start, CUT_STEPS * TILE_BYTES)
+            rows, weights = a[X] + k * BLOCK_STEP_BYTES, (start, CUT_STEPS * TILE_BYTES, 0)
             if num_rows > TILE_ROWS:
                 multiply_32(rows, weights, (count, SPLITS), out, k > 0)
             else:

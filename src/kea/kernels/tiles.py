@@ -161,14 +161,3 @@ def prefetch(_typing: Any, address: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64), emit
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def prefetch_line(_typing: Any, address: Any) -> Any:
-    """Ask for 64 bytes."""
-
-    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        emit_prefetch(builder, args[0])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), emit
