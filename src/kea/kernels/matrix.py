@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,9 +100,13 @@ def pack_matrix(weight: F32, *, quantize: bool = False, arena: Arena | None = No
     return PanelMatrix(_panels(values, kind, arena or Arena()), kind, num_columns, depth, scales)
 
 
-def pack_halves(weight: NDArray[np.uint16], arena: Arena) -> PanelMatrix:
-    """Pack W [N, K] of bfloat16, as their bits."""
-    return PanelMatrix(_panels(weight, HALF, arena), HALF, *weight.shape, np.empty(0, np.float32))
+def pack_halves(parts: Sequence[NDArray[np.uint16]], arena: Arena) -> PanelMatrix:
+    """Pack a matrix of bfloat16 values, as their bits, that is given as parts [N, K], one below the other."""
+    num_columns, depth = sum(len(part) for part in parts), parts[0].shape[1]
+    whole = parts[0] if len(parts) == 1 else Arena().zeros((num_columns, depth), np.uint16)
+    if len(parts) > 1:
+        np.concatenate(parts, out=whole)
+    return PanelMatrix(_panels(whole, HALF, arena), HALF, num_columns, depth, np.empty(0, np.float32))
 
 
 def _panels(values: NDArray[Any], kind: int, arena: Arena) -> NDArray[Any]:

@@ -5,23 +5,21 @@ Owns the estimates of memory that a server can make before it loads. Knows no re
 
 from __future__ import annotations
 
-import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kea.errors import InvalidRequest, ModelLoadFailed, Unsupported
+from kea.errors import InvalidRequest, Unsupported
 from kea.models.base import KV_CACHE_DTYPES
 from kea.models.limits import read_limits
-from kea.models.source import FILES_HINT, read_config, resolve_source
+from kea.models.source import read_config, resolve_source
+from kea.models.stored import read_header, weight_files
 from kea.models.support import check_config
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 ROUNDED_KV_DTYPES = ("float16", "int8")
 """What our own decoder can round the KV of fp32 arithmetic to."""
-
-HEADER_LENGTH_BYTES = 8
-MAX_HEADER_BYTES = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,61 +139,7 @@ def _refusal(config: Any) -> str | None:
 def _stored_parameters(directory: Path) -> int | None:
     """Count the values in a directory's safetensors files by their headers; None where there are none."""
     files = weight_files(directory) if directory.is_dir() else []
-    return sum(map(_parameters_in, files)) if files else None
-
-
-def weight_files(directory: Path) -> list[Path]:
-    """Return the files that are loaded, as transformers chooses them; all of them where it would choose none."""
-    if (directory / "model.safetensors").is_file():
-        return [directory / "model.safetensors"]
-    index = directory / "model.safetensors.index.json"
-    if not index.is_file():
-        return sorted(directory.glob("*.safetensors"))
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise ModelLoadFailed(f"{index} is not an index of safetensors: {error}.", hint=FILES_HINT) from error
-    return [directory / name for name in sorted(names)]
-
-
-def stored_shapes(directory: Path) -> dict[str, list[Any]]:
-    """Return the type and the shape of each weight in a directory's safetensors files, by its name.
-
-    Raises `ModelLoadFailed` where a file is of another format, or ends before its last value.
-    """
-    files = weight_files(directory)
-    return {name: [dtype, list(shape)] for file in files for name, (dtype, shape) in _shapes_in(file).items()}
-
-
-def _parameters_in(file: Path) -> int:
-    return sum(_product(shape) for _, shape in _shapes_in(file).values())
-
-
-def _shapes_in(file: Path) -> dict[str, tuple[str, list[int]]]:
-    """Read a file's header (format: 8 bytes of length, little-endian, the header in JSON, then the values)."""
-    try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(HEADER_LENGTH_BYTES), "little")
-            header = json.loads(stream.read(length)) if length <= MAX_HEADER_BYTES else None
-        tensors = {key: value for key, value in (header or {}).items() if key != "__metadata__"}
-        ends = (tensor["data_offsets"][1] for tensor in tensors.values())
-        num_bytes = HEADER_LENGTH_BYTES + length + max(ends, default=0)
-        found_bytes = file.stat().st_size
-        shapes = {name: (str(tensor["dtype"]), list(map(int, tensor["shape"]))) for name, tensor in tensors.items()}
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise ModelLoadFailed(f"{file} is not a safetensors file: {error}.", hint=FILES_HINT, param="model") from error
-    if found_bytes < num_bytes:
-        raise ModelLoadFailed(
-            f"{file} is cut off: it has {found_bytes:,} of {num_bytes:,} bytes.", hint=FILES_HINT, param="model"
-        )
-    return shapes
-
-
-def _product(shape: list[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
+    return sum(math.prod(weight.shape) for file in files for weight in read_header(file).values()) if files else None
 
 
 def _kv_values(config: Any) -> int | None:

@@ -265,7 +265,8 @@ def _try_load_noted(
 ) -> DecoderModel | None:
     """Return our own decoder, proven by what an earlier load noted; None where nothing was, or it is so no more."""
     from kea.models.lean import try_read_spec
-    from kea.models.noted_model import StoredModel, try_read_finding
+    from kea.models.noted_model import try_read_finding
+    from kea.models.stored_model import StoredModel
 
     spec = try_read_spec(config.get_text_config())
     found = None if spec is None else try_read_finding(order.source, order.of_proof, notes)
@@ -282,7 +283,7 @@ def _try_load_noted(
         num_parameters=found.num_parameters,
     )
     try:
-        decoder = _prove_lean(StoredModel(Path(order.source), is_tied=found.is_tied), spec, facts, found, order)
+        decoder = _prove_lean(StoredModel(Path(order.source)), spec, facts, found, order)
     except (ModelLoadFailed, AttributeError, OSError, RuntimeError, ValueError) as error:
         logger.info(
             "What was noted of %s is not so any more; it is loaded as if for the first time: %s", order.source, error
@@ -303,7 +304,7 @@ def _prove_lean(weights_of: Any, spec: DecoderSpec, facts: ModelFacts, found: Fi
     from kea.models.probe import check_rounding, prove_equal
 
     backend = create_backend("numba")
-    weights = fuse_weights(weights_of, spec, quantize=order.quantize is not None)
+    weights = fuse_weights(weights_of, spec, is_tied=found.is_tied, quantize=order.quantize is not None)
     facts = replace(facts, backend=backend.name)
     exact = replace(facts, kv_dtype=facts.dtype, kv_token_bytes=_kv_token_bytes(facts.layers, order.dtype))
     decoder = LeanDecoder(spec, weights, exact, backend, rotary=found.rotary)

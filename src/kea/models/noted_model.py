@@ -7,18 +7,17 @@ a note: so a note that says too much, of a checkpoint that has changed, proves n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from kea.attention.base import LayerSpec, Rotary
-from kea.models.describing import stored_shapes, weight_files
 from kea.models.notes import Note, Notes
 from kea.models.rotary import Frequencies
+from kea.models.stored import stored_shapes
 
 KIND = "load"
 EXPECTED = "expected"
@@ -85,52 +84,3 @@ def _layer(facts: dict[str, Any]) -> LayerSpec:
     if rotary is not None:
         rotary = Rotary(**{**rotary, "frequencies": tuple(rotary["frequencies"])})
     return LayerSpec(**facts, rotary=rotary)
-
-
-class StoredModel:
-    """The weights in a directory's files, reached by the names that transformers' modules have.
-
-    They are mapped into memory and not read before they are used.
-    """
-
-    def __init__(self, directory: Path, *, is_tied: bool) -> None:
-        self._root = _tree(_weights(directory))
-        self._is_tied = is_tied
-
-    @property
-    def model(self) -> Any:
-        return self._root.model
-
-    def get_input_embeddings(self) -> Any:
-        return self._root.model.embed_tokens
-
-    def get_output_embeddings(self) -> Any:
-        return self._root.model.embed_tokens if self._is_tied else self._root.lm_head
-
-
-def _weights(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    from safetensors import safe_open
-
-    for file in weight_files(directory):
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - it is no mapping
-                yield name, opened.get_tensor(name)
-
-
-def _tree(weights: Iterator[tuple[str, torch.Tensor]]) -> Any:
-    """Return an object in which `a.b.weight` is the attribute of an attribute; children named by numbers are a list."""
-    root: dict[str, Any] = {}
-    for name, weight in weights:
-        *path, last = name.split(".")
-        owner = root
-        for part in path:
-            owner = owner.setdefault(part, {})
-        owner[last] = weight
-    return _as_object(root)
-
-
-def _as_object(node: dict[str, Any]) -> Any:
-    children = {name: _as_object(child) if isinstance(child, dict) else child for name, child in node.items()}
-    if all(name.isdecimal() for name in children):
-        return [children[name] for name in sorted(children, key=int)]
-    return SimpleNamespace(**children)

@@ -6,6 +6,7 @@ Owns the names under which checkpoints hold their weights and the layout in whic
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,29 +71,47 @@ class DecoderWeights:
     head: Linear
 
 
-def fuse_weights(model: Any, spec: DecoderSpec, *, quantize: bool = False) -> DecoderWeights:
+def fuse_weights(model: Any, spec: DecoderSpec, *, is_tied: bool, quantize: bool = False) -> DecoderWeights:
     """Copy the weights of a transformers model on the CPU into our layout; `quantize`: matrices as int8.
 
-    `model` may be anything that has its weights under the same names, in fp32, bfloat16 or fp16.
+    `is_tied`: the output matrix is the embedding's. `model` may be anything that has its weights under the same names,
+    in fp32, bfloat16 or fp16.
     """
 
-    def stacked(parts: Sequence[torch.Tensor]) -> PanelMatrix:
-        whole = torch.cat([part.detach() for part in parts]).contiguous()
-        if whole.dtype == torch.bfloat16 and not quantize:
-            return pack_halves(whole.view(torch.uint16).numpy(), arena)
-        return pack_matrix(whole.float().numpy(), quantize=quantize, arena=arena)
-
-    arena = Arena()
     with torch.no_grad():
+        stacked = _stack_into(Arena(), quantize=quantize)
         embedding = stacked([model.get_input_embeddings().weight])
         head = model.get_output_embeddings()
-        tied = head.weight is model.get_input_embeddings().weight
         return DecoderWeights(
             embedding=embedding,
-            layers=tuple(_layer(layer, spec, stacked) for layer in model.model.layers),
+            layers=_fuse_layers(list(model.model.layers), spec, quantize=quantize),
             final_norm=_norm(model.model.norm, spec),
-            head=Linear(embedding if tied else stacked([head.weight]), _bias([head])),
+            head=Linear(embedding if is_tied else stacked([head.weight]), _bias([head])),
         )
+
+
+def _fuse_layers(layers: Sequence[Any], spec: DecoderSpec, *, quantize: bool) -> tuple[LayerWeights, ...]:
+    """Fuse every so-manieth layer on each of torch's threads: half of the time is the system's, for fresh pages."""
+    num_threads = torch.get_num_threads()
+
+    def fuse(first: int) -> list[LayerWeights]:
+        stacked = _stack_into(Arena(), quantize=quantize)
+        with torch.no_grad():
+            return [_layer(layer, spec, stacked) for layer in layers[first::num_threads]]
+
+    with ThreadPoolExecutor(num_threads, "kea-fusing") as threads:
+        shares = list(threads.map(fuse, range(num_threads)))
+    return tuple(shares[index % num_threads][index // num_threads] for index in range(len(layers)))
+
+
+def _stack_into(arena: Arena, *, quantize: bool) -> Stack:
+    def stacked(parts: Sequence[torch.Tensor]) -> PanelMatrix:
+        if all(part.dtype == torch.bfloat16 for part in parts) and not quantize:
+            return pack_halves([part.contiguous().view(torch.uint16).numpy() for part in parts], arena)
+        whole = np.concatenate([part.detach().float().numpy() for part in parts])
+        return pack_matrix(whole, quantize=quantize, arena=arena)
+
+    return stacked
 
 
 def round_weights(model: Any) -> None:
