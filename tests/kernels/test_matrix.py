@@ -39,12 +39,12 @@ class Recorded(NamedTuple):
 
 def record(matrix: PanelMatrix, bias: F32, x: F32, num_threads: int) -> Recorded:
     """Record the product as this machine would compute it."""
-    rows = aligned_zeros((len(x), matrix.padded_depth), np.float32)
+    rows = aligned_zeros((len(x), padded(matrix.depth)), np.float32)
     rows[:, : matrix.depth] = x
     taken, operations = rows, []
     if matrix.takes_tiles(len(x)):
-        taken = aligned_zeros((max(1, tiles_bytes(len(x), matrix.depth)),), np.uint8)
-        arguments = np.array([rows.ctypes.data, rows.shape[1], len(rows), taken.ctypes.data], np.int64)
+        taken = aligned_zeros((max(1, tiles_bytes(len(x), matrix.depth, matrix.kind)),), np.uint8)
+        arguments = np.array([rows.ctypes.data, rows.shape[1], len(rows), taken.ctypes.data, matrix.kind], np.int64)
         operations.append(Operation(steps.CUT, arguments, -(-len(rows) // steps.CHUNK_ROWS)))
     out = aligned_zeros((len(x), matrix.padded_columns), np.float32)
     operation, holds = record_product(matrix, bias, taken, out, num_threads)
@@ -68,7 +68,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 32, 33, 49, 64, 129, 300])
-@pytest.mark.parametrize("shape", [(1, 8), (3, 5), (4, 16), (70, 33), (130, 64), (33, 300), (600, 7)])
+@pytest.mark.parametrize("shape", [(1, 8), (3, 5), (4, 16), (70, 33), (130, 64), (33, 300), (600, 7), (40, 1700)])
 @pytest.mark.parametrize("kind", [FULL, HALF, BYTE])
 def test_products_equal_double_precision(num_rows: int, shape: tuple[int, int], kind: int, path: str) -> None:
     matrix = weights(shape, kind)
@@ -131,15 +131,46 @@ def test_three_parts_hold_a_number_exactly() -> None:
     assert np.array_equal(multiply(weights_of(np.eye(32, dtype=np.float32)), NONE, x), x)
 
 
-def weights_of(values: F32) -> PanelMatrix:
-    return pack_matrix(values)
+def weights_of(values: F32, *, quantize: bool = False) -> PanelMatrix:
+    return pack_matrix(values, quantize=quantize)
+
+
+def test_digits_hold_what_is_near_a_rows_largest_exactly() -> None:
+    """Times one, such numbers come out as they went in, whatever their row's size; the others nearly so."""
+    if not has_tiles():
+        pytest.skip("this processor has no tile unit")
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((40, 128)) * 10.0 ** rng.integers(-28, 36, (40, 1))).astype(np.float32)
+    x[7] = x[:, 0] = 0.0
+    values = 64.0 * np.eye(128, dtype=np.float32)
+    values[:, 0] = 127.0  # so that the others are whole numbers of steps
+    product = multiply(weights_of(values, quantize=True), NONE, x)[:, 1:] / np.float32(64.0)
+    largest = np.abs(x).max(axis=1, keepdims=True)
+    is_near, x = np.abs(x[:, 1:]) >= largest / 64, x[:, 1:]
+    assert np.array_equal(x[is_near], product[is_near])
+    assert (np.abs(product - x) <= largest * 2.0**-30).all()
+
+
+@pytest.mark.parametrize("factor", [1.0, 1000.0])
+def test_digits_lose_less_than_fp32_does(factor: float) -> None:
+    """Also where a few values of a row are a thousand times the others."""
+    if not has_tiles():
+        pytest.skip("this processor has no tile unit")
+    matrix = weights((200, 1536), BYTE)
+    x = np.random.default_rng(1).standard_normal((24, 1536)).astype(np.float32)
+    x[:, [5, 200, 1500]] *= np.float32(factor)
+    wide = matrix.rows(np.arange(200))
+    exact = x.astype(np.float64) @ wide.astype(np.float64).T
+    error = np.abs(multiply(matrix, NONE, x) - exact)
+    assert np.sqrt((error**2).mean()) < 0.5 * np.sqrt(((x @ wide.T - exact) ** 2).mean())
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
-def test_what_is_not_finite_is_not_hidden(value: float, path: str) -> None:
+@pytest.mark.parametrize("kind", [HALF, BYTE])
+def test_what_is_not_finite_is_not_hidden(value: float, kind: int, path: str) -> None:
     x = np.ones((9, 40), np.float32)
     x[1, 7] = value
-    product = multiply(weights((20, 40), HALF), NONE, x)
+    product = multiply(weights((20, 40), kind), NONE, x)
     assert not np.isfinite(product[1]).any()
     assert np.isfinite(np.delete(product, 1, axis=0)).all()
 

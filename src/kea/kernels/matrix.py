@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from kea.kernels import panels
 from kea.kernels.arena import Arena
+from kea.kernels.byte_products import byte_config
+from kea.kernels.digits import DIGIT_DEPTH, GROUP_ROWS, group_bytes
 from kea.kernels.panels import BYTE, FULL, HALF, LANES, VALUES
 from kea.kernels.program import MAX_STREAM_CHUNKS, Kernel, Operation, Stream
 from kea.kernels.tile_products import TILES_PRODUCTS
@@ -31,6 +33,9 @@ MAX_FIRST_BYTES = 256 << 10
 
 MIN_TILE_ROWS = (5, 5, 1)
 """By the kind of the weights: rows of x from which on tiles are no slower than vector registers."""
+
+DEPTH_UNIT = {FULL: TILE_DEPTH, HALF: TILE_DEPTH, BYTE: DIGIT_DEPTH}
+"""What a matrix's depth is padded to: values of k in a row of a tile."""
 
 
 def padded(size: int, unit: int = PAIR_COLUMNS) -> int:
@@ -113,7 +118,8 @@ def _panels(values: NDArray[Any], kind: int, arena: Arena) -> NDArray[Any]:
     """Lay values [N, K] out in panels, four bytes of a row at a time: as one number, which is thrice as fast."""
     unit = VALUES[kind]
     num_columns, depth = values.shape
-    packed = arena.zeros((padded(num_columns) // LANES, padded(depth, TILE_DEPTH) // unit, LANES, unit), values.dtype)
+    num_units = padded(depth, DEPTH_UNIT[kind]) // unit
+    packed = arena.zeros((padded(num_columns) // LANES, num_units, LANES, unit), values.dtype)
     if depth % unit:
         values = np.pad(values, ((0, 0), (0, -depth % unit)))
     words = np.ascontiguousarray(values).view(np.uint32)  # [N, units]
@@ -125,8 +131,10 @@ def _panels(values: NDArray[Any], kind: int, arena: Arena) -> NDArray[Any]:
     return packed
 
 
-def tiles_bytes(num_rows: int, depth: int) -> int:
-    """Return the bytes that rows of x take when they are cut into tiles."""
+def tiles_bytes(num_rows: int, depth: int, kind: int) -> int:
+    """Return the bytes that rows of x take when they are cut into tiles for a kind of weights."""
+    if kind == BYTE:
+        return -(-num_rows // GROUP_ROWS) * group_bytes(depth)
     return -(-num_rows // panels.BLOCK_ROWS) * (padded(depth, TILE_DEPTH) // TILE_DEPTH) * panels.BLOCK_STEP_BYTES
 
 
@@ -135,7 +143,8 @@ def record_product(
 ) -> tuple[Operation, list[object]]:
     """Return the operation out = x W^T + bias, and what must live as long as it.
 
-    x [M, padded K] fp32, or its tiles (uint8) if the matrix takes them; out [M, padded N]; `bias` [padded N] or [0].
+    x [M, K padded to 32] fp32, or its tiles (uint8) if the matrix takes them; out [M, padded N]; `bias` [padded N] or
+    [0].
     """
     num_rows = len(out)
     takes_tiles = matrix.takes_tiles(num_rows)
@@ -145,10 +154,12 @@ def record_product(
     if num_rows > CHUNK_ROWS // 2:
         chunk_panels = 2 * -(-pairs // max(1, pairs // CHUNK_PAIRS))
     full, tail = tile_config((TILE_ROWS,) * 8), _tail_config(num_rows % panels.BLOCK_ROWS)
+    if matrix.kind == BYTE:
+        full = byte_config(num_rows)
     arguments = np.zeros(panels.NUM_ARGUMENTS, np.int64)
     arguments[panels.X], arguments[panels.X_STRIDE] = x.ctypes.data, 0 if takes_tiles else x.strides[0]
     arguments[panels.W], arguments[panels.PANEL_BYTES] = matrix.panels.ctypes.data, matrix.panels.strides[0]
-    arguments[panels.DEPTH] = matrix.padded_depth
+    arguments[panels.DEPTH] = matrix.padded_depth if takes_tiles else padded(matrix.depth)
     arguments[panels.OUT], arguments[panels.OUT_STRIDE] = out.ctypes.data, out.strides[0]
     arguments[panels.NUM_ROWS], arguments[panels.NUM_PANELS] = num_rows, num_panels
     arguments[panels.CHUNK_ROWS], arguments[panels.CHUNK_PANELS] = chunk_rows, chunk_panels

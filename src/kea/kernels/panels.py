@@ -9,7 +9,7 @@ Rows of x meet tiles as three bfloat16 numbers whose sum is x, exactly: 24 bits 
 Products of two bfloat16 are exact in fp32 and sums are formed in fp32, so the result is one of fp32 arithmetic. (The
 decomposition is that of Henry, Tang and Heinecke, "Leveraging the bfloat16 Artificial Intelligence Datatype For
 Higher-Precision Computations", 2019.) An fp32 weight is cut the same way; of the nine products, the three that are
-below the last bit are left out.
+below the last bit are left out. For int8 weights they are cut into digits (`kea.kernels.digits`).
 """
 
 from __future__ import annotations
@@ -168,21 +168,6 @@ def dot_panels(
 
     signature = types.void(kind, rows, *[types.int64] * 8)
     return signature, emit
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def cut_unit(_typing: Any, source: Any, target: Any) -> Any:
-    """Turn a unit of int8 into two rows of a tile."""
-
-    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        source, target = args
-        values = _widen(builder, BYTE, source)
-        for i in range(2):
-            at = pointer(builder, builder.add(target, I64(UNIT_BYTES * i)))
-            builder.store(emit_pair(builder, values[2 * i], values[2 * i + 1]), at, align=64)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), emit
 
 
 @njit(nogil=True)  # type: ignore[untyped-decorator]

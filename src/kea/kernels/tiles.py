@@ -1,4 +1,4 @@
-"""Intel's tile unit (AMX) as numba functions: eight registers of 16 rows of 64 bytes, products of bfloat16 pairs.
+"""Intel's tile unit (AMX) as numba functions: eight registers of 16 rows of 64 bytes, products of bfloat16 and int8.
 
 Owns the permission that Linux gives a process for it. Knows no kernels.
 """
@@ -32,11 +32,11 @@ _TILE_DATA = 18
 
 @functools.cache
 def has_tiles() -> bool:
-    """Whether this processor multiplies bfloat16 tiles and the system lets this process do so."""
+    """Whether this processor multiplies tiles of bfloat16 and int8 and the system lets this process do so."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return False
     features = binding.get_host_cpu_features()
-    if not (features.get("amx-tile") and features.get("amx-bf16")):
+    if not (features.get("amx-tile") and features.get("amx-bf16") and features.get("amx-int8")):
         return False
     return bool(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0)
 
@@ -137,18 +137,28 @@ def store(_typing: Any, tile: Any, address: Any, stride: Any) -> Any:
     return types.void(tile, types.int64, types.int64), emit
 
 
-@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
-def dot(_typing: Any, total: Any, rows: Any, columns: Any) -> Any:
-    """total += rows columns: bfloat16 pairs, exact products, sums in fp32; subnormal numbers count as zero."""
-    numbers = _literals(total, rows, columns)
+def _dot(name: str, *operands: Any) -> Any:
+    numbers = _literals(*operands)
     if numbers is None:
         return None
 
     def emit(context: Any, builder: Any, _signature: Any, _args: Any) -> Any:
-        _call(builder, "llvm.x86.tdpbf16ps", [I8] * 3, [I8(number) for number in numbers])
+        _call(builder, name, [I8] * 3, [I8(number) for number in numbers])
         return context.get_dummy_value()
 
-    return types.void(total, rows, columns), emit
+    return types.void(*operands), emit
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def dot(_typing: Any, total: Any, rows: Any, columns: Any) -> Any:
+    """total += rows columns: bfloat16 pairs, exact products, sums in fp32; subnormal numbers count as zero."""
+    return _dot("llvm.x86.tdpbf16ps", total, rows, columns)
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def dot_bytes(_typing: Any, total: Any, rows: Any, columns: Any) -> Any:
+    """total += rows columns: int8 by fours, products and sums in int32."""
+    return _dot("llvm.x86.tdpbssd", total, rows, columns)
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -111,14 +111,14 @@ class Recorder:
             rows = self.rows("last" if last else "normed", num_rows, self.spec.hidden_size)
             a[steps.ROWS], a[steps.ROWS_WIDTH] = rows.ctypes.data, rows.shape[1]
             if to.weight.takes_tiles(num_rows):
-                a[steps.TILES] = self.tiles(num_rows, self.spec.hidden_size).ctypes.data
+                a[steps.TILES], a[steps.TILES_KIND] = self.tiles(num_rows, to).ctypes.data, to.weight.kind
         self._row_wise(steps.ENTER, a, num_rows)
 
     def linear(self, name: str, x: F32, linear: Linear) -> F32:
         """Record a product of rows, or of the tiles that were made of them."""
         width = linear.weight.padded_columns
         out: F32 = self.buffers.get(f"{name} {width}", len(x), width)
-        taken = self.tiles(len(x), linear.weight.depth) if linear.weight.takes_tiles(len(x)) else x
+        taken = self.tiles(len(x), linear) if linear.weight.takes_tiles(len(x)) else x
         operation, holds = record_product(linear.weight, linear.bias, taken, out, self.shape.num_threads)
         self.operations.append(operation)
         self.holds += holds
@@ -149,7 +149,8 @@ class Recorder:
         a[steps.BOTH], a[steps.BOTH_WIDTH], a[steps.G_ROWS] = both.ctypes.data, both.shape[1], len(both)
         a[steps.SIZE], a[steps.TANH] = size, self.spec.activation == "gelu_tanh"
         a[steps.GATED], a[steps.GATED_WIDTH] = gated.ctypes.data, gated.shape[1]
-        a[steps.G_TILES] = self.tiles(len(both), size).ctypes.data if to.weight.takes_tiles(len(both)) else 0
+        if to.weight.takes_tiles(len(both)):
+            a[steps.G_TILES], a[steps.G_TILES_KIND] = self.tiles(len(both), to).ctypes.data, to.weight.kind
         self._row_wise(steps.GATE, a, len(both))
         return gated
 
@@ -159,7 +160,7 @@ class Recorder:
             return
         a = np.zeros(steps.NUM_CUT, np.int64)
         a[steps.C_ROWS], a[steps.C_WIDTH], a[steps.C_NUM_ROWS] = rows.ctypes.data, rows.shape[1], len(rows)
-        a[steps.C_TILES] = self.tiles(len(rows), to.weight.depth).ctypes.data
+        a[steps.C_TILES], a[steps.C_TILES_KIND] = self.tiles(len(rows), to).ctypes.data, to.weight.kind
         self._row_wise(steps.CUT, a, len(rows))
 
     # The step's arrays
@@ -186,8 +187,8 @@ class Recorder:
     def rows(self, name: str, num_rows: int, size: int) -> F32:
         return self.buffers.get(f"{name} {size}", num_rows, padded(size))
 
-    def tiles(self, num_rows: int, depth: int) -> NDArray[np.uint8]:
-        size = tiles_bytes(num_rows, depth)
+    def tiles(self, num_rows: int, to: Linear) -> NDArray[np.uint8]:
+        size = tiles_bytes(num_rows, to.weight.depth, to.weight.kind)
         return self.buffers.get("tiles", -(-size // 4096), 4096, dtype=np.uint8)
 
     def placed(self, index: int) -> tuple[F32, F32, F32]:

@@ -9,9 +9,10 @@ import numpy as np
 from numba import carray, njit
 from numpy.typing import NDArray
 
+from kea.kernels.digits import cut_digits
 from kea.kernels.gates import gate_vectors
 from kea.kernels.machine import bits_of_float, f32_at, f64_at, float_of_bits, i64_at, number_at, u16_at
-from kea.kernels.panels import BLOCK_ROWS, BLOCK_STEP_BYTES, SPLITS
+from kea.kernels.panels import BLOCK_ROWS, BLOCK_STEP_BYTES, BYTE, SPLITS
 from kea.kernels.program import Kernel
 from kea.kernels.tiles import TILE_BYTES, TILE_DEPTH, TILE_ROWS
 from kea.kernels.vectors import WIDTH as LANES
@@ -34,22 +35,22 @@ LOGITS, LOGITS_WIDTH, NUM_LOGITS, VOCAB_SIZE, LOGIT_SCALE, LOGIT_CAP, NUM_FINISH
 
 # Arguments of `enter`: addresses, sizes in values, EPS and SCALE as bits of fp64. 0 is an address of nothing.
 (X, WIDTH, Y, Y_WIDTH, NUM_ROWS, INDEX, AFTER, AFTER_BIAS, BEFORE, BEFORE_BIAS, EPS, SCALE, CENTRED, ROWS, ROWS_WIDTH,
- TILES, NUM_ENTER) = range(17)  # fmt: skip
+ TILES, TILES_KIND, NUM_ENTER) = range(18)  # fmt: skip
 
 # Arguments of `heads`.
 (QKV, QKV_WIDTH, H_ROWS, NUM_HEADS, NUM_KV, KEY_DIM, VALUE_DIM, QUERY, KEY, VALUE, COS, SIN, PHASES, PAIRS, QUERY_NORM,
  QUERY_NORM_SIZE, QUERY_BIAS, KEY_NORM, KEY_NORM_SIZE, KEY_BIAS, H_EPS, NUM_HEADS_ARGUMENTS) = range(22)  # fmt: skip
 
 # Arguments of `gate`.
-BOTH, BOTH_WIDTH, G_ROWS, SIZE, TANH, GATED, GATED_WIDTH, G_TILES, NUM_GATE = range(9)
+BOTH, BOTH_WIDTH, G_ROWS, SIZE, TANH, GATED, GATED_WIDTH, G_TILES, G_TILES_KIND, NUM_GATE = range(10)
 
 # Arguments of `cut`.
-C_ROWS, C_WIDTH, C_NUM_ROWS, C_TILES, NUM_CUT = range(5)
+C_ROWS, C_WIDTH, C_NUM_ROWS, C_TILES, C_TILES_KIND, NUM_CUT = range(6)
 
 
 @njit(nogil=True)  # type: ignore[untyped-decorator]
-def cut_row(row: F32, m: int, address: int) -> None:
-    """Write row m [padded K] to the tiles at an address: three bfloat16 for each value, whose sum it is."""
+def cut_parts(row: F32, m: int, address: int) -> None:
+    """Write three bfloat16 for each value of a row, whose sum it is."""
     steps = row.shape[0] // TILE_DEPTH
     block = address + m // BLOCK_ROWS * steps * BLOCK_STEP_BYTES
     first = block + m % BLOCK_ROWS // TILE_ROWS * TILE_BYTES + m % TILE_ROWS * 64
@@ -65,6 +66,15 @@ def cut_row(row: F32, m: int, address: int) -> None:
             part[1, j] = np.uint16(bits >> np.uint32(16))
             value -= float_of_bits(np.uint32(bits & top))
             part[2, j] = np.uint16(bits_of_float(value) >> np.uint32(16))
+
+
+@njit(nogil=True)  # type: ignore[untyped-decorator]
+def cut_row(row: F32, m: int, address: int, kind: int) -> None:
+    """Write row m [K padded to 32] to the tiles at an address, as a product with this kind of weights takes it."""
+    if kind == BYTE:
+        cut_digits(row, m, address)
+    else:
+        cut_parts(row, m, address)
 
 
 @njit(nogil=True)  # type: ignore[untyped-decorator]
@@ -128,7 +138,7 @@ def enter(address: int, chunk: int) -> None:
             for k in range(width):
                 row[k] = x[k]
         if a[TILES] != 0:
-            cut_row(row, m, a[TILES])
+            cut_row(row, m, a[TILES], a[TILES_KIND])
 
 
 def heads(address: int, chunk: int) -> None:
@@ -169,14 +179,15 @@ def gate(address: int, chunk: int) -> None:
         gate_vectors(at, at + 4 * size, to, whole // LANES, tanh)
         activate(both[m, whole:size], both[m, size + whole : 2 * size], gated[m, whole:size], tanh)
         if a[G_TILES] != 0:
-            cut_row(gated[m], first + m, a[G_TILES])
+            cut_row(gated[m], first + m, a[G_TILES], a[G_TILES_KIND])
 
 
 def cut(address: int, chunk: int) -> None:
     """Rows into tiles."""
     a = carray(i64_at(address), NUM_CUT)
     for m in range(chunk * CHUNK_ROWS, min((chunk + 1) * CHUNK_ROWS, a[C_NUM_ROWS])):
-        cut_row(carray(f32_at(a[C_ROWS] + 4 * m * a[C_WIDTH]), a[C_WIDTH]), m, a[C_TILES])
+        row = carray(f32_at(a[C_ROWS] + 4 * m * a[C_WIDTH]), a[C_WIDTH])
+        cut_row(row, m, a[C_TILES], a[C_TILES_KIND])
 
 
 BEGIN, ENTER, HEADS, GATE, CUT, FINISH = map(Kernel, (begin, enter, heads, gate, cut, finish))
