@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from typer.testing import CliRunner, Result
 
 from kea.bench import serve_options
-from kea.bench.cli import app
+from kea.bench.commands import app
 from kea.bench.load.client import RequestShape, Target
 from kea.bench.load.lengths import Fixed
 from kea.bench.load.plan import Arrivals, Workload

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 from typer.testing import CliRunner, Result
 
-from kea.bench.cli import app
+from kea.bench.commands import app
 from kea.bench.engine.shapes import Shape, write_checkpoint
 from kea.bench.starting import Places, read_starts, serving, targets_of
 from kea.errors import InvalidRequest, Unreachable

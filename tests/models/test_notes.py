@@ -17,7 +17,7 @@ import torch
 from kea.kernels.shelf import Shelf
 from kea.models import Notes, Tokenizer, load_model, loading
 from kea.models.lean import LeanDecoder
-from kea.models.noted_config import NotedConfig, read_noting
+from kea.models.noted_config import NotedValues, read_noting
 from kea.models.noted_tokenizer import NotedTokenizer
 from tests.models.families import build_model, save_model
 from tests.models.lean.test_lean import COVERED, VARIANTS, random_text
@@ -167,7 +167,7 @@ def test_a_model_that_is_not_ours_to_run_leaves_no_note(family_path: FamilyPath,
 def test_a_noted_config_has_the_attributes_of_the_config_and_no_others(family_path: FamilyPath, notes: Notes) -> None:
     path = str(family_path("gemma2"))
     config, noted = (read_noting(path, None, notes) for _ in range(2))
-    assert isinstance(noted, NotedConfig)
+    assert isinstance(noted, NotedValues)
     for name in ("model_type", "hidden_size", "layer_types", "final_logit_softcapping", "rope_parameters"):
         assert getattr(noted, name) == getattr(config, name)
     with pytest.raises(AttributeError, match="no_such_option"):

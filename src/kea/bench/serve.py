@@ -16,9 +16,9 @@ import typer
 from rich.console import Console
 
 from kea.bench import serve_options as options
+from kea.bench.integers import parse_integer
 from kea.bench.load.client import RequestShape, Target
 from kea.bench.load.figures import count
-from kea.bench.load.integers import parse_integer
 from kea.bench.load.lengths import parse_lengths
 from kea.bench.load.plan import TraceScale, Workload
 from kea.bench.load.prompts import read_prompts

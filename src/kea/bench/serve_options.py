@@ -15,8 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
+from kea.bench.integers import parse_integer
 from kea.bench.load.client import Target
-from kea.bench.load.integers import parse_integer
 from kea.bench.load.plan import Arrivals
 from kea.bench.serving import ServeSettings
 from kea.bench.starting import KINDS, read_pairs

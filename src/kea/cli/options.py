@@ -12,7 +12,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from kea.bench.load.integers import parse_bytes, parse_integer
+from kea.bench.integers import parse_bytes, parse_integer
 from kea.engine.config import DTYPES
 from kea.errors import InvalidRequest
 from kea.models.base import KV_CACHE_DTYPES

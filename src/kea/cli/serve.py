@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kea.bench.load.integers import parse_bytes
+from kea.bench.integers import parse_bytes
 from kea.cli import options
 from kea.cli.application import load_functions
 from kea.cli.running import showing_own_errors

@@ -19,7 +19,7 @@ from kea.models.support import check_config
 KIND = "config"
 
 
-class NotedConfig:
+class NotedValues:
     """Has the attributes of the text config of transformers that it was made of; `names` are further names of some."""
 
     def __init__(self, values: Mapping[str, Any], names: Mapping[str, str]) -> None:
@@ -32,7 +32,7 @@ class NotedConfig:
         except KeyError:
             raise AttributeError(f"This config has no {name}.") from None
 
-    def get_text_config(self) -> NotedConfig:
+    def get_text_config(self) -> NotedValues:
         return self
 
 
@@ -43,17 +43,17 @@ def read_noting(source: str, revision: str | None, notes: Notes | None) -> Any:
     """
     noted = None if notes is None else notes.try_read(source, KIND)
     if noted is not None:
-        return NotedConfig(**noted.facts)
+        return NotedValues(**noted.facts)
     config = read_config(source, revision)
     facts = None if notes is None else _as_facts(config)
-    if notes is not None and facts is not None and _are_equal(config, NotedConfig(**facts), source):
+    if notes is not None and facts is not None and _are_equal(config, NotedValues(**facts), source):
         notes.write(Note(facts), source, KIND)
     return config
 
 
 def as_whole(config: Any, source: str, revision: str | None) -> Any:
     """Return the config of transformers that a config, which may be a noted one, was made of."""
-    return read_config(source, revision) if isinstance(config, NotedConfig) else config
+    return read_config(source, revision) if isinstance(config, NotedValues) else config
 
 
 def _as_facts(config: Any) -> dict[str, Any] | None:
@@ -69,7 +69,7 @@ def _as_facts(config: Any) -> dict[str, Any] | None:
     return read
 
 
-def _are_equal(config: Any, noted: NotedConfig, source: str) -> bool:
+def _are_equal(config: Any, noted: NotedValues, source: str) -> bool:
     from kea.models.lean import try_read_spec
 
     try:

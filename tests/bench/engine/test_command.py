@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from kea.bench.cli import app
+from kea.bench.commands import app
 from kea.bench.engine import peers as peers_module
 from kea.bench.engine.base import Precision
 from kea.bench.engine.shapes import Shape, write_checkpoint

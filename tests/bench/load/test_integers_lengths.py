@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from kea.bench.load.integers import parse_bytes, parse_integer
+from kea.bench.integers import parse_bytes, parse_integer
 from kea.bench.load.lengths import Fixed, Lognormal, Uniform, parse_lengths
 from kea.errors import InvalidRequest
 

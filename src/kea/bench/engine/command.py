@@ -27,7 +27,7 @@ from kea.bench.engine.running import Course, run_rounds
 from kea.bench.engine.settings import EngineSettings
 from kea.bench.engine.shapes import Shape
 from kea.bench.engine.table import render_result
-from kea.bench.load.integers import parse_integer
+from kea.bench.integers import parse_integer
 from kea.bench.machine import OtherWork, read_machine
 from kea.bench.progress import TurnsView
 from kea.bench.serve_options import check_writable

@@ -18,8 +18,8 @@ from kea.bench.engine.base import Precision
 from kea.bench.engine.cells import SCENARIOS, Load
 from kea.bench.engine.peers import PEERS, Weights, native_precision
 from kea.bench.engine.shapes import SHAPES, read_shape
+from kea.bench.integers import parse_integer
 from kea.bench.load.arrivals import poisson_offsets
-from kea.bench.load.integers import parse_integer
 from kea.bench.load.traces import read_trace
 from kea.errors import InvalidRequest, check_range
 from kea.models.base import KV_CACHE_DTYPES

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Protocol
 
-from kea.bench.load.integers import parse_integer
+from kea.bench.integers import parse_integer
 from kea.errors import InvalidRequest
 
 _ALLOWED = "512, 32k, uniform:128:1k (both ends included) or lognormal:512:0.8 (median and sigma of the logarithm)"

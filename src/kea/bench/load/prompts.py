@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from kea.bench.load.integers import parse_integer
+from kea.bench.integers import parse_integer
 from kea.errors import InvalidRequest
 
 # Short, frequent words: most tokenizers hold each as one token, the smallest spell it in two or three.
