@@ -19,9 +19,6 @@ from kea.kernels.machine import f32_at, i64_at, number_at
 from kea.kernels.narrow import WHOLE
 from kea.kernels.program import Kernel
 from kea.kernels.vectors import (
-    KEYS as KEYS_AT_ONCE,
-)
-from kea.kernels.vectors import (
     LANES,
     LOWEST,
     ROWS,
@@ -29,7 +26,6 @@ from kea.kernels.vectors import (
     VECTORS,
     WIDTH,
     conceal,
-    dots,
     fetch,
     scores_of,
     soften,
@@ -42,9 +38,6 @@ I64 = NDArray[np.int64]
 
 TILE = 64
 STORE_ROWS = 32
-MAX_FEW = 8
-"""Queries up to which each is multiplied with a key by itself: a vector of them would be half empty."""
-
 LOG2_E = np.float32(1.4426950408889634)
 
 # Arguments of a layer: addresses, sizes, SCALE and SOFTCAP (0: none) as bits of fp64; SINKS is 0 where there are none.
@@ -82,33 +75,6 @@ def place_queries(query: F32, rows: I64, heads: tuple[int, int, int], factor: np
             for g in range(group):
                 for d in range(out.shape[1]):
                     out[h, d, r * group + g] = query[rows[r], (first + h) * group + g, d] * factor
-
-
-@inner
-def place_rows(query: F32, rows: I64, heads: tuple[int, int, int], factor: np.float32, out: F32) -> None:
-    """Write the queries of some rows, times `factor`, to the rows of `out` [heads, queries, Dk]."""
-    first, count, group = heads
-    for h in range(count):
-        for r in range(rows.shape[0]):
-            for g in range(group):
-                for d in range(out.shape[2]):
-                    out[h, r * group + g, d] = query[rows[r], (first + h) * group + g, d] * factor
-
-
-@inner
-def placed_queries(a: I64, num_rows: int, rows: I64, heads: tuple[int, int, int, bool]) -> F32:
-    """Return the queries of some rows in lanes or, where they are few, in rows; `heads` as below, are they few."""
-    first, count, group, is_few = heads
-    query = carray(f32_at(a[QUERY]), (num_rows, a[NUM_HEADS], a[KEY_DIM]))
-    factor = number_at(a.ctypes.data + 8 * SCALE) * LOG2_E
-    num_queries = rows.shape[0] * group
-    if is_few:
-        queries = np.empty((count, num_queries, a[KEY_DIM]), np.float32)
-        place_rows(query, rows, (first, count, group), factor, queries)
-    else:
-        queries = np.empty((count, a[KEY_DIM], (num_queries + WIDTH - 1) // WIDTH * WIDTH), np.float32)
-        place_queries(query, rows, (first, count, group), factor, queries)
-    return queries
 
 
 @inner
@@ -160,16 +126,6 @@ def multiply(rows: tuple[F32, I64, int], queries: F32, scores: F32, count: int) 
 
 
 @inner
-def multiply_few(rows: tuple[F32, I64, int], queries: F32, scores: F32, count: int) -> None:
-    """Write the products of `count` keys and few queries [queries, Dk] to `scores` [TILE, width]."""
-    keys, offsets, head = rows
-    depth, width = queries.shape[1], scores.shape[1]
-    for j in range(0, count, KEYS_AT_ONCE):
-        for m in range(queries.shape[0]):
-            dots(keys, offsets, j, head, queries, m * depth, scores, j * width + m, width, depth)
-
-
-@inner
 def weigh(rows: tuple[F32, I64, int], scores: F32, counts: tuple[int, int], size: int, out: F32) -> None:
     """Add the values weighted by `scores` to `out` [queries, padded Dv]. `counts`: keys, queries. `size`: Dv."""
     values, offsets, head = rows
@@ -211,23 +167,20 @@ def attend_tile(
     caches: tuple[F32, F32, int, int],
     offsets: I64,
     block: tuple[F32, F32, F32, F32, I32],
-    tile: tuple[int, int, int, bool, bool],
+    tile: tuple[int, int, int, bool],
     limit: np.float32,
 ) -> None:
     """Take the keys of one tile into a block's sums.
 
-    `caches`: keys and values, where in a row the head's begin. `block`: queries [Dk, width] or, of few, [queries, Dk],
-    scores [TILE, width], state [3, width], sums [queries, padded Dv], bounds. `tile`: its first position, its keys,
-    those with repetitions, whether some query does not see all of them, whether the queries are few.
+    `caches`: keys and values, where in a row the head's begin. `block`: queries [Dk, width], scores [TILE, width],
+    state [3, width], sums [queries, padded Dv], bounds. `tile`: its first position, its keys, those with repetitions,
+    whether some query does not see all of them.
     """
     keys, values, key_head, value_head = caches
     queries, scores, state, sums, bounds = block
-    first, num_keys, count, is_edge, is_few = tile
+    first, num_keys, count, is_edge = tile
     width = scores.shape[1]
-    if is_few:
-        multiply_few((keys, offsets[0], key_head), queries, scores, count)
-    else:
-        multiply((keys, offsets[0], key_head), queries, scores, count)
+    multiply((keys, offsets[0], key_head), queries, scores, count)
     if limit > 0:
         cap(scores, num_keys, limit)
     for lane in range(0, width, WIDTH):
@@ -281,22 +234,20 @@ def finish(a: I64, s: I64, rows: I64, place: tuple[int, int], block: tuple[F32, 
                     out[rows[r], h * size + d] = sums[m, d] * share
 
 
-def attend(address: int, chunk: int) -> None:
-    """Attend from the entries of one unit over its stretch of keys."""
-    a = carray(i64_at(address), NUM_LAYER)
-    s = carray(i64_at(a[STEP]), NUM_STEP)
-    unit = carray(i64_at(s[UNITS]), (s[NUM_UNITS], UNIT_FIELDS))[chunk]
+@inner
+def attend_many(address: int, a: I64, s: I64, unit: I64, entries: tuple[I64, I64, I64]) -> None:
+    """Attend from the entries of one unit over its stretch of keys. `entries`: the rows, from where and to where they
+    see."""
+    rows, lows, highs = entries
     first, last, start, stop, head = unit[0], unit[1], unit[4], unit[5], unit[6]
-    rows = carray(i64_at(s[ROWS_SEEN]), s[NUM_ENTRIES])[first:last]
-    lows = carray(i64_at(s[LOWS]), s[NUM_ENTRIES])[first:last]
-    highs = carray(i64_at(s[HIGHS]), s[NUM_ENTRIES])[first:last]
     pages = carray(i64_at(s[PAGES]), s[NUM_PAGES])
     num_heads, group = unit[7] - head, a[NUM_HEADS] // a[NUM_KV]
     num_queries = (last - first) * group
     width = (num_queries + WIDTH - 1) // WIDTH * WIDTH
     size = (a[VALUE_DIM] + WIDTH - 1) // WIDTH * WIDTH
-    is_few = num_queries <= MAX_FEW and a[KEY_DIM] % WIDTH == 0
-    queries = placed_queries(a, s[NUM_ROWS], rows, (head, num_heads, group, is_few))
+    queries = np.empty((num_heads, a[KEY_DIM], width), np.float32)
+    query = carray(f32_at(a[QUERY]), (s[NUM_ROWS], a[NUM_HEADS], a[KEY_DIM]))
+    place_queries(query, rows, (head, num_heads, group), number_at(address + 8 * SCALE) * LOG2_E, queries)
     bounds = np.empty((2, width), np.int32)
     highest_low, lowest_high = place_bounds(lows, highs, group, bounds)
     scores = np.zeros((TILE, width), np.float32)
@@ -316,7 +267,7 @@ def attend(address: int, chunk: int) -> None:
         hi = min(lo + TILE, stop)
         end = min(hi + TILE, stop)
         num_ahead = locate(pages, layout, (hi, end), strides, ahead)
-        tile = (lo, hi - lo, count, lo < highest_low or hi > lowest_high, is_few)
+        tile = (lo, hi - lo, count, lo < highest_low or hi > lowest_high)
         for h in range(num_heads):
             places = ((head + h) * sizes[0], (head + h) * sizes[1])
             fetch(a[KEYS], ahead[0], end - hi, places[0], sizes[0] * item, item)
@@ -377,4 +328,4 @@ def store(address: int, chunk: int) -> None:
                 out[row, d] = np.float32(0.0)
 
 
-STORE, ATTEND, MERGE = Kernel(store), Kernel(attend), Kernel(merge)
+STORE, MERGE = Kernel(store), Kernel(merge)

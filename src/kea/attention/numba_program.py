@@ -19,6 +19,7 @@ from kea.attention.numba_advance import ADVANCE, NUM_ADVANCE, UNIT_FIRST, UNIT_S
 from kea.attention.numba_advance import POSITIONS as ADVANCE_POSITIONS
 from kea.attention.numba_advance import STEP as ADVANCE_STEP
 from kea.attention.numba_advance import WINDOW as ADVANCE_WINDOW
+from kea.attention.numba_few import ATTEND
 from kea.attention.numba_units import Units
 from kea.attention.sharing import Int64, Segments
 from kea.attention.storage import row_width
@@ -26,7 +27,7 @@ from kea.kernels.narrow import BYTES, HALF, WHOLE
 from kea.kernels.program import TEAM, Operation, Program
 
 F32 = NDArray[np.float32]
-PARTS = (("rows", kernels.STORE), ("units", kernels.ATTEND), ("merged", kernels.MERGE))
+PARTS = (("rows", kernels.STORE), ("units", ATTEND), ("merged", kernels.MERGE))
 
 FORMATS = {torch.float32: WHOLE, torch.float16: HALF, torch.int8: BYTES}
 """The rows of a cache that the kernels read and write."""

@@ -29,9 +29,6 @@ WIDTH = 16 if _FEATURES.get("avx512f") else 8
 TOKENS = 8 if WIDTH == 16 else 4
 """Keys that are multiplied at a time; scores are formed for a multiple of them."""
 
-KEYS = 4
-"""Keys that are multiplied at a time with a single query."""
-
 LANES = 3
 """Vectors of queries that a key is multiplied with at a time."""
 
@@ -187,44 +184,6 @@ def scores_of(lanes: int) -> Any:
         return _emitting((keys, offsets, first, head, queries, q, scores, s, width, depth), emit)
 
     return multiply
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def dots(
-    _typing: Any,
-    keys: Any,
-    offsets: Any,
-    first: Any,
-    head: Any,
-    queries: Any,
-    q: Any,
-    scores: Any,
-    s: Any,
-    width: Any,
-    depth: Any,
-) -> Any:
-    """Multiply KEYS keys with one query, whose values lie one behind the other; `depth` is a multiple of WIDTH.
-
-    scores[s + i * width] = sum over d of keys[offsets[first + i] + head + d] * queries[q + d].
-    """
-
-    def emit(e: Emitter, kinds: Any, values: Any) -> None:
-        builder = e.builder
-        key, offset, query, score = (e.pointer(values[i], kinds[i]) for i in (0, 1, 4, 6))
-        first_v, head_v, q_v, s_v, width_v, depth_v = (values[i] for i in (2, 3, 5, 7, 8, 9))
-        tokens = [
-            e.at(key, e.scalar(e.at(offset, first_v, e.number(i), element=I64), I64), head_v) for i in range(KEYS)
-        ]
-        sums = e.sums(KEYS)
-        with cgutils.for_range(builder, builder.udiv(depth_v, e.number(WIDTH))) as loop:
-            d = builder.mul(loop.index, e.number(WIDTH))
-            part = e.vector(e.at(query, q_v, d))
-            for token, slot in zip(tokens, sums, strict=True):
-                builder.store(e.fma(part, e.vector(e.at(token, d)), builder.load(slot)), slot)
-        for i, slot in enumerate(sums):
-            e.put(e.total(builder.load(slot)), e.at(score, s_v, builder.mul(e.number(i), width_v)))
-
-    return _emitting((keys, offsets, first, head, queries, q, scores, s, width, depth), emit)
 
 
 def weigh_by(vectors: int) -> Any:
