@@ -120,6 +120,9 @@ def test_a_product_of_few_rows_streams_the_whole_matrix() -> None:
         assert (operation.num_chunks - 1) * chunk_bytes < size <= operation.num_chunks * chunk_bytes
         assert 0 < first_bytes <= (size // 2 if num_threads <= 2 else chunk_bytes)
     assert record(matrix, NONE, np.zeros((300, 64), np.float32), 2).operations[-1].stream is None
+    whole = weights((8192, 64), FULL)
+    assert record(whole, NONE, np.zeros((2, 64), np.float32), 2).operations[-1].stream is None
+    assert record(whole, NONE, np.zeros((3, 64), np.float32), 2).operations[-1].stream is not None
 
 
 def test_three_parts_hold_a_number_exactly() -> None:

@@ -169,7 +169,7 @@ def record_product(
     kernel = TILES_PRODUCTS[matrix.kind] if takes_tiles else panels.ROWS_PRODUCTS[matrix.kind]
     num_chunks = -(-num_rows // chunk_rows) * -(-num_panels // chunk_panels)
     stream = None
-    if num_rows <= chunk_rows and num_chunks <= MAX_STREAM_CHUNKS:
+    if num_rows <= chunk_rows and num_chunks <= MAX_STREAM_CHUNKS and panels.streams(matrix.kind, num_rows):
         start, panel_bytes = matrix.panels.ctypes.data, matrix.panels.strides[0]
         stream = _stream(start, num_panels * panel_bytes, chunk_panels * panel_bytes, num_threads)
     return Operation(kernel, arguments, num_chunks, stream=stream), [matrix, bias, x, out, full, tail]
