@@ -1,0 +1,88 @@
+"""Kept kernels: found by another checkout of the same contents, never where they could be another user's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kea.kernels.caching import MAX_VERSIONS, KernelFile, _make_room
+
+KERNEL = """
+from kea.kernels.jit import compiled
+
+@compiled()
+def times(x):
+    return {factor} * x
+
+print(times(21), sum(times.stats.cache_hits.values()))
+"""
+
+
+def run(folder: Path, home: Path, factor: int = 2) -> tuple[str, str]:
+    """Run a kernel in a process of its own: its result and how often its code was found, and what was logged."""
+    folder.mkdir(exist_ok=True)
+    (folder / "kernel.py").write_text(KERNEL.format(factor=factor))
+    env = {**os.environ, "HOME": str(home)}
+    done = subprocess.run(
+        [sys.executable, "kernel.py"], cwd=folder, env=env, text=True, capture_output=True, check=True
+    )
+    return done.stdout.strip(), done.stderr
+
+
+def test_a_second_checkout_of_the_same_contents_starts_warm(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    assert run(tmp_path / "first", home) == ("42 0", "")
+    assert run(tmp_path / "second", home) == ("42 1", "")
+    assert run(tmp_path / "third", home, factor=3) == ("63 0", "")
+    assert run(tmp_path / "first", home) == ("42 0", "")  # the other contents took its place in the index
+    assert not list(tmp_path.glob("*/__pycache__/*.nbi"))
+    (kept,) = (home / ".cache" / "kea" / "kernels").iterdir()
+    assert kept.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770])
+def test_machine_code_that_another_user_could_have_written_is_not_run(tmp_path: Path, mode: int) -> None:
+    home = tmp_path / "home"
+    run(tmp_path / "first", home)
+    (home / ".cache" / "kea" / "kernels").chmod(mode)
+    said, logged = run(tmp_path / "first", home)
+    assert said == "42 0"
+    assert "others may write to" in logged
+    assert list((tmp_path / "first" / "__pycache__").glob("*.nbi"))
+    assert run(tmp_path / "first", home)[0] == "42 1"  # kept beside the module
+
+
+def test_a_home_that_cannot_be_written_leaves_kernels_beside_the_module(tmp_path: Path) -> None:
+    (tmp_path / "home").write_bytes(b"")
+    said, logged = run(tmp_path / "first", tmp_path / "home")
+    assert said == "42 0"
+    assert "kept beside the package" in logged
+    assert run(tmp_path / "first", tmp_path / "home")[0] == "42 1"
+
+
+def test_two_writers_of_one_index_never_take_each_others_code(tmp_path: Path) -> None:
+    first, second = (KernelFile(str(tmp_path), "kernel", "stamp") for _ in range(2))
+    first.save("int64", "code for int64")
+    second._save_index({})  # as a writer leaves it that had read the index before the first one wrote
+    second.save("float64", "code for float64")
+    first.save("int64", "code for int64")
+    assert [first.load(key) for key in ("int64", "float64")] == ["code for int64", "code for float64"]
+
+
+def test_versions_that_were_not_used_for_longest_are_removed(tmp_path: Path) -> None:
+    for age in range(MAX_VERSIONS + 4):
+        (tmp_path / str(age)).mkdir()
+        os.utime(tmp_path / str(age), (1e9 - age, 1e9 - age))
+    os.utime(tmp_path / "0")
+    _make_room(tmp_path)
+    assert sorted(int(path.name) for path in tmp_path.iterdir()) == list(range(MAX_VERSIONS))
+    for age in range(MAX_VERSIONS, MAX_VERSIONS + 4):
+        (tmp_path / str(age)).mkdir()  # used now, all within a day of each other
+    for path in tmp_path.iterdir():
+        os.utime(path)
+    _make_room(tmp_path)
+    assert len(list(tmp_path.iterdir())) == MAX_VERSIONS + 4
