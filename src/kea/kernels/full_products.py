@@ -35,6 +35,7 @@ from kea.kernels.panels import (
     UNIT_BYTES,
     W,
     X,
+    direction,
     emit_cut,
     finish,
     part_of,
@@ -46,7 +47,7 @@ PART_BYTES = 2 * TILE_BYTES
 CUT_BYTES = SPLITS * PART_BYTES
 """A step of k of one panel of fp32; one part of it of two panels; all of them."""
 
-AHEAD = 4
+AHEAD = 3
 """Steps of k between what is fetched from memory and what is cut."""
 
 
@@ -137,10 +138,12 @@ def multiply_and_cut(_typing: Any, tall: Any, x: Any, weights: Any, step: Any) -
 def cut_full(a: NDArray[np.int64], chunk: int) -> None:
     """One chunk of a product with fp32 weights, block by block of the rows."""
     row, panel, num_rows, last = part_of(a, chunk)
-    room = np.empty(2 * CUT_BYTES + PART_BYTES + UNIT_BYTES, np.uint8)
+    room = np.empty(2 * CUT_BYTES + 2 * PART_BYTES + UNIT_BYTES, np.uint8)
     start = (room.ctypes.data + UNIT_BYTES - 1) // UNIT_BYTES * UNIT_BYTES
+    first, way = (panel, 2) if direction(chunk) > 0 else (last - 2, -2)
     for m in range(0, num_rows, BLOCK_ROWS):
-        multiply_block(a, (row + m, min(BLOCK_ROWS, num_rows - m)), (panel, last), start)
+        rows = (row + m, min(BLOCK_ROWS, num_rows - m))
+        multiply_block(a, rows, (first, way, (last - panel) // 2), start)
     tiles.release()
     sums = (a[OUT] + row * a[OUT_STRIDE] + panel * UNIT_BYTES, a[OUT_STRIDE])
     finish(sums, num_rows, (panel * LANES, (last - panel) * LANES), a[SCALE], a[BIAS])
@@ -148,21 +151,22 @@ def cut_full(a: NDArray[np.int64], chunk: int) -> None:
 
 
 @njit(nogil=True)  # type: ignore[untyped-decorator]
-def multiply_block(a: NDArray[np.int64], rows: tuple[int, int], panels: tuple[int, int], room: int) -> None:
-    """Write the products of a block of rows with some panels. `rows`: the first one, how many; `panels`: the first one,
-    one past the last; `room`: two steps of cut weights and two tiles.
+def multiply_block(a: NDArray[np.int64], rows: tuple[int, int], pairs: tuple[int, int, int], room: int) -> None:
+    """Write the products of a block of rows with some pairs of panels. `rows`: the first one, how many; `pairs`: the
+    first one's panel, panels from one to the next, how many; `room`: two steps of cut weights and four tiles.
     """
-    (row, num_rows), (panel, last) = rows, panels
+    (row, num_rows), (panel, way, num_pairs) = rows, pairs
     steps, stride, panel_bytes = a[DEPTH] // TILE_DEPTH, a[OUT_STRIDE], a[PANEL_BYTES]
     block = a[X] + row // BLOCK_ROWS * steps * BLOCK_STEP_BYTES
     tiles.configure(a[CONFIG] if num_rows == BLOCK_ROWS else a[TAIL_CONFIG])
     w = a[W] + panel * panel_bytes
     cut_step(w, panel_bytes, room, w + STEP_BYTES)
     now, then = room, room + CUT_BYTES
-    for p in range(panel, last, 2):
+    for pair in range(num_pairs):
+        p = panel + way * pair
         w, out = a[W] + p * panel_bytes, a[OUT] + row * stride + p * UNIT_BYTES
-        behind = w + 2 * panel_bytes
-        following = behind if p + 2 < last else w
+        behind = w + way * panel_bytes
+        following = behind if pair + 1 < num_pairs else w
         tiles.zero(0)
         tiles.zero(1)
         tiles.zero(2)
@@ -176,9 +180,9 @@ def multiply_block(a: NDArray[np.int64], rows: tuple[int, int], panels: tuple[in
             else:
                 multiply_and_cut(0, x, now, (source, panel_bytes, then, ahead))
             now, then = then, now
-        tiles.store(0, out, stride)
-        tiles.store(1, out + UNIT_BYTES, stride)
         if num_rows > TILE_ROWS:
+            tiles.store(0, out, stride)
+            tiles.store(1, out + UNIT_BYTES, stride)
             tiles.store(2, out + TILE_ROWS * stride, stride)
             tiles.store(3, out + TILE_ROWS * stride + UNIT_BYTES, stride)
         else:
@@ -187,11 +191,13 @@ def multiply_block(a: NDArray[np.int64], rows: tuple[int, int], panels: tuple[in
 
 @njit(nogil=True)  # type: ignore[untyped-decorator]
 def add_tiles(out: int, stride: int, num_rows: int, room: int) -> None:
-    """Add registers 2 and 3 to rows of 32 values; `room` is for two tiles."""
-    tiles.store(2, room, 2 * UNIT_BYTES)
-    tiles.store(3, room + UNIT_BYTES, 2 * UNIT_BYTES)
+    """Write the sums of registers 0 and 2, and 1 and 3, as rows of 32 values; `room` is for four tiles."""
+    tiles.store(0, room, 4 * UNIT_BYTES)
+    tiles.store(1, room + UNIT_BYTES, 4 * UNIT_BYTES)
+    tiles.store(2, room + 2 * UNIT_BYTES, 4 * UNIT_BYTES)
+    tiles.store(3, room + 3 * UNIT_BYTES, 4 * UNIT_BYTES)
     for m in range(num_rows):
         row = carray(f32_at(out + m * stride), 2 * LANES)
-        terms = carray(f32_at(room + m * 2 * UNIT_BYTES), 2 * LANES)
+        terms = carray(f32_at(room + m * 4 * UNIT_BYTES), (2, 2 * LANES))
         for n in range(2 * LANES):
-            row[n] += terms[n]
+            row[n] = terms[0, n] + terms[1, n]

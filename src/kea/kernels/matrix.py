@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from kea.kernels import panels
 from kea.kernels.arena import Arena
+from kea.kernels.block_products import BLOCKS_PRODUCTS
 from kea.kernels.byte_products import byte_config
 from kea.kernels.digits import DIGIT_DEPTH, GROUP_ROWS, group_bytes
-from kea.kernels.panels import BYTE, FULL, HALF, LANES, VALUES
+from kea.kernels.panels import BYTE, FEW_ROWS, FULL, HALF, LANES, ROWS_PRODUCTS, VALUES
 from kea.kernels.program import MAX_STREAM_CHUNKS, Kernel, Operation, Stream
 from kea.kernels.tile_products import TILES_PRODUCTS
 from kea.kernels.tiles import TILE_DEPTH, TILE_ROWS, has_tiles, tile_config
@@ -31,7 +32,7 @@ as many chunks as keep a thread from waiting long for the last one."""
 MAX_FIRST_BYTES = 256 << 10
 """What a thread may fetch of a product's weights before it begins: an eighth of the second cache of many cores."""
 
-MIN_TILE_ROWS = (5, 5, 1)
+MIN_TILE_ROWS = (13, 5, 1)
 """By the kind of the weights: rows of x from which on tiles are no slower than vector registers."""
 
 DEPTH_UNIT = {FULL: TILE_DEPTH, HALF: TILE_DEPTH, BYTE: DIGIT_DEPTH}
@@ -74,8 +75,13 @@ class PanelMatrix:
     @property
     def kernels(self) -> tuple[Kernel, ...]:
         """The kernels that products with this matrix run through, whatever the number of rows."""
-        found = () if self.takes_tiles(1) else (panels.ROWS_PRODUCTS[self.kind],)
-        return (*found, TILES_PRODUCTS[self.kind]) if has_tiles() else found
+        return tuple({self.kernel(num_rows): None for num_rows in (1, FEW_ROWS + 1, MIN_TILE_ROWS[self.kind])})
+
+    def kernel(self, num_rows: int) -> Kernel:
+        """The kernel that a product of so many rows runs through."""
+        if self.takes_tiles(num_rows):
+            return TILES_PRODUCTS[self.kind]
+        return (ROWS_PRODUCTS if num_rows <= FEW_ROWS else BLOCKS_PRODUCTS)[self.kind]
 
     def rows(self, indices: I64) -> F32:
         """Return some rows of W [len(indices), K] in fp32."""
@@ -166,13 +172,12 @@ def record_product(
     arguments[panels.SCALE] = matrix.scales.ctypes.data if matrix.scales.size else 0
     arguments[panels.BIAS] = bias.ctypes.data if bias.size else 0
     arguments[panels.CONFIG], arguments[panels.TAIL_CONFIG] = full.ctypes.data, tail.ctypes.data
-    kernel = TILES_PRODUCTS[matrix.kind] if takes_tiles else panels.ROWS_PRODUCTS[matrix.kind]
     num_chunks = -(-num_rows // chunk_rows) * -(-num_panels // chunk_panels)
     stream = None
     if num_rows <= chunk_rows and num_chunks <= MAX_STREAM_CHUNKS and panels.streams(matrix.kind, num_rows):
         start, panel_bytes = matrix.panels.ctypes.data, matrix.panels.strides[0]
         stream = _stream(start, num_panels * panel_bytes, chunk_panels * panel_bytes, num_threads)
-    return Operation(kernel, arguments, num_chunks, stream=stream), [matrix, bias, x, out, full, tail]
+    return Operation(matrix.kernel(num_rows), arguments, num_chunks, stream=stream), [matrix, bias, x, out, full, tail]
 
 
 def _stream(start: int, num_bytes: int, chunk_bytes: int, num_threads: int) -> Stream:

@@ -35,9 +35,13 @@ VALUES = {FULL: 1, HALF: 2, BYTE: 4}
 WEIGHT_BYTES = (4, 2, 1)
 """The kinds of weights (fp32, bfloat16, int8), how many values of one row of W a unit holds, bytes of a weight."""
 
-_WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
-ROW_BLOCK, PANEL_BLOCK, MAX_SUMS = (8, 2, 16) if _WIDE else (4, 1, 4)
-"""Sums that stay in vector registers: 16 of the 32 with AVX-512, 8 of the 16 registers without."""
+HAS_WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
+PANEL_BLOCK, MAX_SUMS = (2, 16) if HAS_WIDE else (1, 4)
+"""Panels that are read at a time, and sums of a few rows that stay in vector registers: 16 of the 32 with AVX-512, 8 of
+the 16 registers without."""
+
+FEW_ROWS = 4
+"""Rows of x that meet a panel at a time; more of them meet blocks of it (`block_products`)."""
 
 BLOCK_ROWS = 32
 SPLITS = 3
@@ -68,7 +72,7 @@ INTS = ir.VectorType(ir.IntType(32), LANES)
 ) = range(16)
 
 
-def _splat(builder: Any, value: Any) -> Any:
+def emit_splat(builder: Any, value: Any) -> Any:
     one = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), value, ir.IntType(32)(0))
     return builder.shuffle_vector(one, ir.Constant(VECTOR, ir.Undefined), ir.Constant(INTS, None))
 
@@ -77,7 +81,7 @@ def _ints(value: int) -> Any:
     return ir.Constant(INTS, [value] * LANES)
 
 
-def _widen(builder: Any, kind: int, address: Any) -> list[Any]:
+def emit_widened(builder: Any, kind: int, address: Any) -> list[Any]:
     """Load a unit; return its values of each k as fp32 vectors over the 16 rows of W."""
     if kind == FULL:
         return [builder.load(pointer(builder, address), typ=VECTOR, align=4)]
@@ -92,7 +96,7 @@ def _widen(builder: Any, kind: int, address: Any) -> list[Any]:
     return found
 
 
-def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+def emit_fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
     kind = ir.FunctionType(VECTOR, [VECTOR] * 3)
     return builder.call(builder.module.declare_intrinsic("llvm.fma.v16f32", (), kind), [a, b, c])
 
@@ -121,7 +125,7 @@ def streams(kind: int, num_rows: int) -> bool:
     return kind != FULL or num_rows > 2
 
 
-def _zeros(builder: Any, count: int) -> list[Any]:
+def emit_zeros(builder: Any, count: int) -> list[Any]:
     zero = ir.Constant(VECTOR, [0.0] * LANES)
     slots = [cgutils.alloca_once(builder, VECTOR) for _ in range(count)]
     for slot in slots:
@@ -148,7 +152,7 @@ def dot_panels(
         num_sums = (
             values if num_rows * num_panels * values <= MAX_SUMS else 1
         )  # apart, they need not wait for each other
-        sums = [[_zeros(builder, num_sums) for _ in range(num_panels)] for _ in range(num_rows)]
+        sums = [[emit_zeros(builder, num_sums) for _ in range(num_panels)] for _ in range(num_rows)]
         with cgutils.for_range(builder, units, intp=I64) as loop:
             unit = builder.mul(loop.index, I64(UNIT_BYTES))
             first = builder.mul(loop.index, I64(4 * values))
@@ -157,15 +161,15 @@ def dot_panels(
                 place = builder.add(builder.add(w, unit), builder.mul(I64(p), panel_bytes))
                 if streams(kind.literal_value, num_rows):
                     emit_prefetch(builder, builder.add(place, ahead))
-                widened.append(_widen(builder, kind.literal_value, place))
+                widened.append(emit_widened(builder, kind.literal_value, place))
             for m in range(num_rows):
                 row = builder.add(builder.add(x, first), builder.mul(I64(m), x_stride))
                 for j in range(values):
                     at = pointer(builder, builder.add(row, I64(4 * j)))
-                    value = _splat(builder, builder.load(at, typ=F32, align=4))
+                    value = emit_splat(builder, builder.load(at, typ=F32, align=4))
                     for p in range(num_panels):
                         slot = sums[m][p][j % num_sums]
-                        builder.store(_fma(builder, value, widened[p][j], builder.load(slot, typ=VECTOR)), slot)
+                        builder.store(emit_fma(builder, value, widened[p][j], builder.load(slot, typ=VECTOR)), slot)
         for m in range(num_rows):
             row = builder.add(out, builder.mul(I64(m), out_stride))
             for p in range(num_panels):
@@ -200,7 +204,7 @@ def finish(sums: tuple[int, int], num_rows: int, columns: tuple[int, int], scale
 
 @njit(nogil=True)  # type: ignore[untyped-decorator]
 def rows_chunk(kind: int, address: int, chunk: int) -> None:
-    """One chunk of a product in vector registers: some rows of x with some panels."""
+    """One chunk of a product of up to FEW_ROWS rows in vector registers, with some panels."""
     literally(kind)
     a = carray(i64_at(address), NUM_ARGUMENTS)
     row, panel, num_rows, last = part_of(a, chunk)
@@ -210,24 +214,14 @@ def rows_chunk(kind: int, address: int, chunk: int) -> None:
     for i in range((last - panel) // PANEL_BLOCK):
         p = panel + i * PANEL_BLOCK if step > 0 else last - (i + 1) * PANEL_BLOCK
         w, out, ahead = a[W] + p * panel_bytes, a[OUT] + row * out_stride + p * UNIT_BYTES, step * panel_bytes
-        m = 0
-        while m + ROW_BLOCK <= num_rows:
-            at, to = x + m * x_stride, out + m * out_stride
-            dot_panels(kind, ROW_BLOCK, at, x_stride, w, panel_bytes, units, to, out_stride, ahead)
-            m += ROW_BLOCK
-            ahead = 0
-        if num_rows - m >= 4:
-            at, to = x + m * x_stride, out + m * out_stride
-            dot_panels(kind, 4, at, x_stride, w, panel_bytes, units, to, out_stride, ahead)
-            m += 4
-            ahead = 0
-        at, to = x + m * x_stride, out + m * out_stride
-        if num_rows - m == 3:
-            dot_panels(kind, 3, at, x_stride, w, panel_bytes, units, to, out_stride, ahead)
-        elif num_rows - m == 2:
-            dot_panels(kind, 2, at, x_stride, w, panel_bytes, units, to, out_stride, ahead)
-        elif num_rows - m == 1:
-            dot_panels(kind, 1, at, x_stride, w, panel_bytes, units, to, out_stride, ahead)
+        if num_rows == FEW_ROWS:
+            dot_panels(kind, FEW_ROWS, x, x_stride, w, panel_bytes, units, out, out_stride, ahead)
+        elif num_rows == 3:
+            dot_panels(kind, 3, x, x_stride, w, panel_bytes, units, out, out_stride, ahead)
+        elif num_rows == 2:
+            dot_panels(kind, 2, x, x_stride, w, panel_bytes, units, out, out_stride, ahead)
+        elif num_rows == 1:
+            dot_panels(kind, 1, x, x_stride, w, panel_bytes, units, out, out_stride, ahead)
         finish((out, out_stride), num_rows, (p * LANES, PANEL_BLOCK * LANES), a[SCALE], a[BIAS])
 
 
@@ -259,4 +253,4 @@ def multiply_rows_byte(address: int, chunk: int) -> None:
 
 
 ROWS_PRODUCTS = (Kernel(multiply_rows_full), Kernel(multiply_rows_half), Kernel(multiply_rows_byte))
-"""By the kind of the weights: x as fp32 rows [M, DEPTH]."""
+"""Of up to FEW_ROWS rows, by the kind of the weights: x as fp32 rows [M, DEPTH]."""
