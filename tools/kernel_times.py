@@ -12,7 +12,6 @@ import sys
 import time
 from typing import Any
 
-from kea.attention.numba_kernels import SLOTS
 from kea.engine.base import Append, ContextSpec, CreateContext, Generate, Generated
 from kea.engine.config import DecodingConfig, EngineConfig
 from kea.engine.core import EngineCore
@@ -63,8 +62,6 @@ def pieces_of(core: EngineCore, batch: int) -> tuple[dict[str, list[Operation]],
     decoder: Any = core._runner._model
     shape, recording = next((s, r) for s, r in decoder._recordings.items() if s.num_rows == s.num_logits == batch)
     program = recording.pieces[0]
-    for work in recording.attention._works:  # the last step made them those of the next one, which has no slots yet
-        work.arguments[SLOTS] = work._plan.slots.data_ptr()
     found: dict[str, list[Operation]] = {"whole": []}
     for operation in program._operations:
         name = operation.kernel._function.__name__

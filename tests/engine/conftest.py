@@ -42,15 +42,28 @@ class Clock:
         return self.now_s
 
 
+class Undrawing:
+    """A model without what it can do beside a `DecoderModel`."""
+
+    def __init__(self, model: DecoderModel) -> None:
+        self.facts = model.facts
+        self.create_cache = model.create_cache
+        self.forward = model.forward
+
+
 @pytest.fixture
 def make_driver(stories_model: DecoderModel, stories_tokenizer: Tokenizer, stories260k: Path) -> MakeDriver:
-    """Return a maker of drivers: `num_pages`, and any other field of `EngineConfig`."""
+    """Return a maker of drivers: `num_pages`, and any other field of `EngineConfig`.
 
-    def make(num_pages: int = 256, **fields: object) -> Driver:
+    `can_draw` False: the sampler draws, never the model. `check` False: nobody looks at the core between two steps.
+    """
+
+    def make(num_pages: int = 256, *, can_draw: bool = True, check: bool = True, **fields: object) -> Driver:
         page_tokens = int(fields.get("page_tokens", 16))  # type: ignore[call-overload]
         fields["kv_memory_bytes"] = num_pages * page_tokens * stories_model.facts.kv_token_bytes
         config = EngineConfig(str(stories260k), **fields)  # type: ignore[arg-type]
         limits = resolve_limits(config, stories_model.facts, 0)
-        return Driver(EngineCore(stories_model, stories_tokenizer, limits, Clock()))
+        model = stories_model if can_draw else Undrawing(stories_model)
+        return Driver(EngineCore(model, stories_tokenizer, limits, Clock()), check=check)
 
     return make

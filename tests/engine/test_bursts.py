@@ -7,12 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from kea.attention.storage import unpack
 from kea.engine.base import ContextSpec, StepShape
 from kea.engine.bursts import MAX_ROUNDS, BurstPlanner
 from kea.engine.config import DecodingConfig, EngineConfig, StepLimits, resolve_limits
@@ -21,11 +19,12 @@ from kea.engine.latency import LatencyModel
 from kea.errors import EngineFault
 from kea.memory import KVMemory, MemoryConfig
 from kea.models import Tokenizer, load_model
-from kea.models.base import DrawOrder, StepInput
+from kea.models.base import DrawingDecoder
 from kea.types import Constraint, Finish, FinishReason, GenerateOptions, Sampling, Speculation, Stopping
 from tests.engine.conftest import Clock, MakeDriver
 from tests.engine.driver import Driver, Output, greedy
 from tests.engine.oracle import compare_greedy
+from tests.fakes.decoder import FaultyDecoder
 from tests.models.families import VOCAB_SIZE, save_model
 from tests.models.tokenizers_zoo import byte_level
 
@@ -62,12 +61,17 @@ def timeless(finish: Finish | None) -> Finish | None:
 def compare(
     make_driver: MakeDriver, stories_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[list[Output], list[int]]]:
-    """Run the same one token at a time and in bursts; hold everything that can be seen against each other."""
+    """Run the same with tokens drawn by the sampler, by the model one at a time, and in bursts; hold everything that
+    can be seen against each other. A batch that stands is looked at after every step, or never.
+    """
 
     def run(start: Start, **fields: object) -> tuple[list[Output], list[int]]:
         seen = []
-        for decoding in (ALONE, DecodingConfig()):
-            driver = make_driver(decoding=decoding, **fields)
+        for decoding, can_draw, check in (
+            *((ALONE, False, True), (ALONE, True, True), (ALONE, True, False)),
+            *((DecodingConfig(), True, False), (DecodingConfig(), True, True)),
+        ):
+            driver = make_driver(decoding=decoding, can_draw=can_draw, check=check, **fields)
             rounds = Rounds(driver, monkeypatch)
             outputs = list(start(driver, stories_tokenizer))
             driver.run()
@@ -77,7 +81,9 @@ def compare(
             said = [(one.token_ids, one.text, timeless(one.finish), repr(one.error)) for one in outputs]
             assert snapshot.num_draft_tokens == snapshot.num_accepted_tokens == 0
             seen.append((said, counters, pages))
-        assert seen[0] == seen[1]
+            driver.core.check()
+        for found in seen[1:]:
+            assert found == seen[0]
         return outputs, rounds.all
 
     return run
@@ -285,32 +291,12 @@ def test_a_row_that_is_not_finite_fails_alone_and_reaches_no_other(
     prompts = [stories_tokenizer.encode(text) for text in TEXTS[:2]]
     alone = [driver.start(prompt, greedy(40)) for prompt in prompts]
     driver.run()
-    model, runner = driver.core._runner._model, driver.core._runner
-
-    class Faulty:
-        """Writes what is no number for the last round of the second row, or fails to draw for it."""
-
-        facts = model.facts
-        can_draw = True
-        forward = model.forward
-        draws_nothing = False
-
-        def draw(self, step: StepInput, cache: tuple[object, ...], order: DrawOrder) -> NDArray[np.int64]:
-            tokens: NDArray[np.int64] = model.draw(step, cache, order)  # type: ignore[attr-defined]
-            if tokens.shape[1] == 2 and self.draws_nothing:
-                tokens[-1, 1] = -1
-            elif tokens.shape[1] == 2:
-                last = step.plan.sequences[1]
-                end = last.position + order.num_rounds - 1
-                slot = last.page_table[end // 16] * 16 + end % 16
-                cache[-1].keys[slot] = torch.nan  # type: ignore[attr-defined]
-            return tokens
-
+    runner = driver.core._runner
+    model = runner._model
+    assert isinstance(model, DrawingDecoder)
     for draws_nothing in (False, True):
-        faulty = Faulty()
-        faulty.draws_nothing = draws_nothing
         with monkeypatch.context() as patch:
-            patch.setattr(runner, "_model", faulty)
+            patch.setattr(runner, "_model", FaultyDecoder(model, draws_nothing=draws_nothing))
             good, bad = (driver.start(prompt, greedy(40)) for prompt in prompts)
             driver.run()
         assert isinstance(bad.error, EngineFault)
@@ -319,7 +305,7 @@ def test_a_row_that_is_not_finite_fails_alone_and_reaches_no_other(
         assert alone[1].token_ids[: len(bad.token_ids)] == bad.token_ids
         assert len(bad.token_ids) < 40
         for layer in runner._cache:
-            assert layer.keys.isfinite().all()
+            assert unpack(layer.keys).isfinite().all()
         again = driver.start(prompts[1], greedy(40))
         driver.run()
         assert again.token_ids == alone[1].token_ids
@@ -357,10 +343,11 @@ def test_a_burst_is_predicted_to_stay_below_its_limit(
     assert max(rounds.all) == 2
 
 
-def test_without_items_or_time_there_is_no_burst() -> None:
+def test_without_items_or_a_model_that_draws_no_batch_stands() -> None:
     memory = KVMemory(MemoryConfig(100, 16))
-    for given in (limits(), limits(max_burst_s=0.0)):
-        assert BurstPlanner(given, memory, LatencyModel()).plan(()) == ()
+    for given in (limits(), limits(can_draw=True)):
+        planner = BurstPlanner(given, memory, LatencyModel(), lambda _: None)
+        assert planner.form((), is_alone=True) is None
 
 
 def test_the_latency_model_tells_what_begins_a_burst_from_what_each_round_takes() -> None:

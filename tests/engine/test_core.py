@@ -217,7 +217,7 @@ def test_a_fault_of_the_model_ends_the_step_not_the_engine(
         raise RuntimeError("the accelerator is on fire")
 
     with monkeypatch.context() as patch:
-        for name in ("run", "draw"):
+        for name in ("run", "decode"):
             patch.setattr(driver.core._runner, name, fail)
         driver.step()
     assert isinstance(running.error, EngineFault)

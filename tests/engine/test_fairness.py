@@ -9,6 +9,7 @@ from kea.engine.config import DecodingConfig
 from kea.engine.draft import StepWork
 from kea.engine.latency import LatencyModel
 from kea.engine.queue import WaitingQueue
+from kea.engine.standing import DecodeBatch
 from kea.engine.state import ContextState
 from kea.memory import KVMemory, MemoryConfig
 from tests.engine.conftest import MakeDriver
@@ -19,12 +20,12 @@ def _prompt(seed: int, length: int) -> list[int]:
     return [seed + 3, *((seed * 131 + index * 17) % 500 + 3 for index in range(length - 1))]
 
 
-def _plans(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> list[StepWork]:
+def _plans(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> list[StepWork | DecodeBatch]:
     """Record every step that the driver's batcher plans."""
-    plans: list[StepWork] = []
+    plans: list[StepWork | DecodeBatch] = []
     plan = driver.core._batcher.plan
 
-    def record() -> StepWork:
+    def record() -> StepWork | DecodeBatch:
         plans.append(plan())
         return plans[-1]
 

@@ -28,6 +28,7 @@ class EndingModel(IdleModel):
 
     def __init__(self, mean: float, max_rows: int) -> None:
         super().__init__(VOCAB, max_rows)
+        self.can_draw = False
         chances = torch.full((VOCAB,), (1.0 - 1.0 / mean) / (VOCAB - 1))
         chances[0] = 1.0 / mean
         self._logits = chances.log().repeat(max_rows, 1)

@@ -13,7 +13,7 @@ from kea.engine.config import EngineConfig, resolve_limits
 from kea.engine.core import EngineCore
 from kea.errors import InvalidRequest
 from kea.models import DecoderModel, Tokenizer, load_model
-from tests.engine import oracle, test_exactness, test_faults
+from tests.engine import oracle, test_bursts, test_exactness, test_faults
 from tests.engine.oracle import reference_logits
 from tests.engine.rounding import round_kv
 
@@ -31,6 +31,7 @@ test_truncated_context = test_exactness.test_truncated_context_goes_on_exactly
 test_dropped_tokens = test_exactness.test_dropped_tokens_are_seen_by_nobody_later
 test_prompt_logprobs = test_exactness.test_prompt_logprobs_are_transformers
 test_numbers_not_finite = test_faults.test_numbers_that_are_not_finite_reach_no_other_request
+test_row_not_finite = test_bursts.test_a_row_that_is_not_finite_fails_alone_and_reaches_no_other
 prompt = test_faults.prompt
 
 

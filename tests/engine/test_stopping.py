@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -9,7 +11,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from kea.engine.stopping import End, OutputTracker, StopMatcher
+from kea.engine.stopping import End, Lanes, OutputTracker, StopMatcher
 from kea.types import FinishReason, Stopping
 from tests.fakes.detokenizer import FakeDetokenizer
 
@@ -209,3 +211,52 @@ def test_what_a_tracker_remembers_is_bounded(pieces: list[bytes]) -> None:
         assume(tracker.push(token_id).end is None)
         assert len(tracker._boundaries) <= 5
         assert len(tracker._tail) <= 8
+
+
+# Lanes
+
+
+def test_a_lane_has_what_nothing_is_to_be_looked_at_for() -> None:
+    pieces = [b"a", b" bc", b"<", b"\xe2\x82", "é".encode(), b"x<y", b"z"]
+    stopping = Stopping(max_tokens=100, stop=("<end",), stop_token_ids=(6,))
+    lanes = Lanes()
+    lane, alike, other = (
+        lanes.of(one, (EOS,), FakeDetokenizer(pieces), skip_special=True)
+        for one in (stopping, replace(stopping, max_tokens=5), replace(stopping, stop=()))
+    )
+    assert lane is alike
+    assert lane is not other
+    found = {}
+    for token_id in (*range(len(pieces)), -1, -2, EOS):
+        with suppress(KeyError):
+            found[token_id] = lane[token_id]
+    assert found == {0: "a", 1: " bc", 4: "é"}
+    assert other[2] == "<"
+
+
+def test_tokens_of_a_quiet_output_need_only_be_counted() -> None:
+    """Whatever comes behind them ends, and holds back, as if all had been pushed."""
+    pieces = [b"ab", b"c<", b"end", b"\xe2\x82", b"\xac", b"d"]
+    rng = random.Random(0)
+    num_counted = 0
+    for _ in range(300):
+        stopping = Stopping(max_tokens=40, min_tokens=rng.choice([0, 3]), stop=("<en",), ignore_eos=True)
+        trackers = [OutputTracker(stopping, (), FakeDetokenizer(pieces)) for _ in range(2)]
+        texts = ["", ""]
+        ends: list[End | None] = [None, None]
+        for token_id in rng.choices(range(len(pieces)), [9, 1, 1, 1, 1, 9], k=30):
+            for which, tracker in enumerate(trackers):
+                if which and tracker.is_quiet and token_id in (0, 5):
+                    texts[which] += tracker.lane[token_id]
+                    tracker.num_tokens += 1
+                    num_counted += 1
+                    continue
+                progress = tracker.push(token_id)
+                texts[which] += progress.text
+                ends[which] = progress.end
+            assert (texts[0], ends[0]) == (texts[1], ends[1])
+            if ends[0] is not None:
+                break
+        if ends[0] is None:
+            assert trackers[0].finish(FinishReason.CANCELLED) == trackers[1].finish(FinishReason.CANCELLED)
+    assert num_counted > 1000

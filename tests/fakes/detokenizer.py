@@ -18,6 +18,18 @@ class FakeDetokenizer:
         """Whether no byte waits for the rest of its character."""
         return not self._utf8.getstate()[0]
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether a token of whole characters adds them, and changes nothing."""
+        return self.is_whole
+
+    def try_text(self, token_id: int) -> str | None:
+        """Return what a token adds; None where its characters are not whole."""
+        try:
+            return self._pieces[token_id].decode()
+        except UnicodeDecodeError:
+            return None
+
     def push(self, token_ids: Sequence[int]) -> str:
         """Add tokens; return the text that became certain."""
         return self._utf8.decode(b"".join(self._pieces[token_id] for token_id in token_ids))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from kea.engine.core import EngineCore
 from kea.models.shipped import require_embedded_model
 from kea.types import Sampling
 from tools import overhead
@@ -11,11 +12,19 @@ from tools import overhead
 
 @pytest.mark.parametrize("model", ["idle", str(require_embedded_model())])
 def test_stages_are_measured_and_add_up_to_the_step(model: str) -> None:
-    core = overhead.create_core(model, 4, 512, 40)
-    step_ms, stages = overhead.measure(core, 4, 20, Sampling(temperature=0.0))
-    assert set(stages) == {name for _, _, name in overhead.STAGES}
+    """Steps whose tokens the model draws, and others."""
+    seen = set()
+    for sampling in (Sampling(temperature=0.0), Sampling(temperature=0.0, presence_penalty=0.5)):
+        core = overhead.create_core(model, 4, 512, 40)
+        seen |= _check_stages(core, sampling)
+    assert seen == {name for _, _, name in overhead.STAGES} | {overhead.KERNELS}
+
+
+def _check_stages(core: EngineCore, sampling: Sampling) -> set[str]:
+    step_ms, stages = overhead.measure(core, 4, 20, sampling)
     assert all(ms > 0.0 for ms in stages.values()), stages
     assert sum(stages.values()) > 0.5 * step_ms, "most of a step is measured nowhere"
+    return set(stages)
 
 
 def test_table_has_a_column_per_sampling(capsys: pytest.CaptureFixture[str]) -> None:

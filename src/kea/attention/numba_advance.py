@@ -1,7 +1,7 @@
 """How the work of a decode step becomes that of the next one, by a kernel at the program's end. Knows no plans.
 
-For steps in which each row is the one query of its context: it sees one key more, the page of which the step's
-arguments already have; and one less at the other end of a window.
+For steps in which each row is the one query of its context: it sees one key more, and one less at the end of a window.
+Where the page of the next key is not yet among the step's arguments, whoever adds it writes the key's slot, too.
 """
 
 from __future__ import annotations
@@ -14,11 +14,15 @@ from kea.attention.numba_kernels import (
     HIGHS,
     LOWS,
     NUM_ENTRIES,
+    NUM_PAGES,
     NUM_ROWS,
     NUM_STEP,
     NUM_UNITS,
+    PAGE_TOKENS,
+    PAGES,
     ROWS_SEEN,
     SLOTS,
+    TABLES,
     UNIT_FIELDS,
     UNITS,
 )
@@ -53,7 +57,12 @@ def advance(address: int, _chunk: int) -> None:
             highs[entry] += 1
         if a[WINDOW] > 0:
             lows[entry] = max(lows[entry], end + 1 - a[WINDOW])
-    s[SLOTS] += 8 * s[NUM_ROWS]
+    slots, tables = carray(i64_at(s[SLOTS]), s[NUM_ROWS]), carray(i64_at(s[TABLES]), s[NUM_ROWS])
+    pages = carray(i64_at(s[PAGES]), s[NUM_PAGES])
+    for row in range(s[NUM_ROWS]):
+        place = tables[row] + (positions[row] + 1) // s[PAGE_TOKENS]
+        if 0 <= place < s[NUM_PAGES]:
+            slots[row] = pages[place] * s[PAGE_TOKENS] + (positions[row] + 1) % s[PAGE_TOKENS]
 
 
 ADVANCE = Kernel(advance)

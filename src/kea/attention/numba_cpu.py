@@ -15,6 +15,9 @@ from kea.attention.numba_units import plan_units
 from kea.attention.sharing import SharingCosts, SharingPlanner, SharingTree
 from kea.attention.threads import running_kernels
 
+GROWTH_TOKENS = 64
+"""How much longer a context may become before its work is cut anew: until then its last unit grows, as one."""
+
 
 def sharing_costs(group: int) -> SharingCosts:
     """What a segment costs these kernels: measured where sharing begins to pay, about 85 tokens for 16 and 32 rows."""
@@ -71,12 +74,23 @@ class NumbaPlan:
             self._launcher.run(spec, work, heads, (cache, logits), num_threads)
         return output
 
+    @property
+    def is_growing(self) -> bool:
+        """Whether the context of every row can have more pages."""
+        return all(work.is_growing for work in self._work.values())
+
+    def try_extend(self, row: int, index: int, page: int, position: int) -> bool:
+        """Do as `Work.try_extend` does in the work of all layers."""
+        found = [work.try_extend(row, index, page, position) for work in self._work.values()]
+        return all(found)
+
     def work_of(self, spec: LayerSpec, num_threads: int) -> Work:
         """Return the work of layers like this one, computed when the first of them asks."""
         key = work_key(spec)
         if key not in self._work:
             self._tree = self._tree or self._planner.tree(self._plan.sequences, self._plan.page_tokens)
-            segments = self._tree.segments(spec.window, sharing_costs(key.group), is_growing=True)
+            spare = -(-GROWTH_TOKENS // self._plan.page_tokens)
+            segments = self._tree.segments(spec.window, sharing_costs(key.group), num_spare=spare)
             self._work[key] = Work(self._plan, segments, plan_units(segments, key.num_kv, key.group, num_threads))
         return self._work[key]
 

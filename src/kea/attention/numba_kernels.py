@@ -50,9 +50,9 @@ LOG2_E = np.float32(1.4426950408889634)
 # Arguments of a step, in layers of one shape and window: the new rows' SLOTS [T]; PAGES, ROWS, LOWS and HIGHS as in
 # `Segments`; UNITS [N, 9]: first entry, last, place of the first page, its position, start, stop, first KV head, last,
 # place of the first partial result (-1: the result is whole). MERGED [N] rows, the BOUNDS [N + 1] of their PLACES.
-# HAS_BLIND: whether some row sees nothing.
+# HAS_BLIND: whether some row sees nothing. TABLES [T] is that of `Segments`.
 (SLOTS, NUM_ROWS, PAGES, NUM_PAGES, ROWS_SEEN, LOWS, HIGHS, NUM_ENTRIES, UNITS, NUM_UNITS, PAGE_TOKENS, NUM_SPARE,
- MERGED, BOUNDS, PLACES, NUM_MERGED, NUM_PLACES, HAS_BLIND, NUM_STEP) = range(19)  # fmt: skip
+ MERGED, BOUNDS, PLACES, NUM_MERGED, NUM_PLACES, HAS_BLIND, TABLES, NUM_STEP) = range(20)  # fmt: skip
 
 UNIT_FIELDS = 9
 

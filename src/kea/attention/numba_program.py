@@ -20,8 +20,11 @@ from kea.attention.numba_advance import POSITIONS as ADVANCE_POSITIONS
 from kea.attention.numba_advance import STEP as ADVANCE_STEP
 from kea.attention.numba_advance import WINDOW as ADVANCE_WINDOW
 from kea.attention.numba_few import ATTEND
+from kea.attention.numba_finite import LAYER as LOOK_LAYER
+from kea.attention.numba_finite import LOOK, NUM_LOOK
+from kea.attention.numba_finite import SPOILT as LOOK_SPOILT
 from kea.attention.numba_units import Units
-from kea.attention.sharing import Int64, Segments
+from kea.attention.sharing import NOWHERE, Int64, Segments
 from kea.attention.storage import row_width
 from kea.kernels.narrow import BYTES, HALF, WHOLE
 from kea.kernels.program import TEAM, Operation, Program
@@ -52,12 +55,12 @@ class Work:
     """
 
     def __init__(self, plan: StepPlan, segments: Segments, units: Units) -> None:
-        self._plan = plan
         self._segments = segments
         self._units = units
         self.num_spare = units.num_spare
+        self._slots = plan.slots.numpy().copy()
         self.arguments = a = np.zeros(kernels.NUM_STEP, np.int64)
-        a[kernels.SLOTS], a[kernels.NUM_ROWS] = plan.slots.data_ptr(), len(plan.slots)
+        a[kernels.SLOTS], a[kernels.NUM_ROWS] = self._slots.ctypes.data, len(plan.slots)
         a[kernels.PAGES], a[kernels.NUM_PAGES] = segments.pages.ctypes.data, len(segments.pages)
         a[kernels.ROWS_SEEN], a[kernels.NUM_ENTRIES] = segments.rows.ctypes.data, len(segments.rows)
         a[kernels.LOWS], a[kernels.HIGHS] = segments.lows.ctypes.data, segments.highs.ctypes.data
@@ -67,6 +70,7 @@ class Work:
         a[kernels.BOUNDS] = units.bounds.ctypes.data
         a[kernels.PLACES], a[kernels.NUM_PLACES] = units.places.ctypes.data, len(units.places)
         a[kernels.HAS_BLIND] = len(units.rows) < len(plan.slots)
+        a[kernels.TABLES] = segments.tables.ctypes.data
         num_rows = -(-len(plan.slots) // kernels.STORE_ROWS)
         self.num_chunks = {"rows": num_rows, "units": len(units.units), "merged": len(units.merged)}
 
@@ -75,8 +79,7 @@ class Work:
 
         `is_advanced`: a program's kernel has moved the bounds.
         """
-        self._plan = plan
-        self.arguments[kernels.SLOTS] = plan.slots.data_ptr()
+        self._slots[:] = plan.slots.numpy()
         if is_advanced:
             return
         seen, units = self._segments, self._units.units
@@ -85,6 +88,23 @@ class Work:
         first = units[:, UNIT_FIRST]
         units[:, UNIT_STOP] += is_last[first] & (units[:, UNIT_STOP] == ends[first])
         seen.highs[:] += is_last
+
+    @property
+    def is_growing(self) -> bool:
+        """Whether every row's table can take further pages, while there is room."""
+        return bool((self._segments.tables != NOWHERE).all())
+
+    def try_extend(self, row: int, index: int, page: int, position: int) -> bool:
+        """Let entry `index` of a row's page table be `page`; False where there is no room for it. `position`: of the
+        row's next token.
+        """
+        if index >= self._segments.rooms[row]:
+            return False
+        size = int(self.arguments[kernels.PAGE_TOKENS])
+        self._segments.pages[self._segments.tables[row] + index] = page
+        if position // size == index:
+            self._slots[row] = page * size + position % size
+        return True
 
 
 def goes_on(before: StepPlan, plan: StepPlan, num_tokens: int = 1) -> bool:
@@ -187,6 +207,15 @@ class RecordedLayers:
         self._advancing[:, ADVANCE_WINDOW] = [kind.window or 0 for kind in self._kinds]
         self._holds.append((positions,))
         return [Operation(ADVANCE, a, 1) for a in self._advancing]
+
+    def look(self, spoilt: Int64, name: str) -> Operation:
+        """Return the operation, of a chunk for each row, that notes in `spoilt` [T] which rows' new keys or values are
+        not finite.
+        """
+        a = np.zeros(NUM_LOOK, np.int64)
+        a[LOOK_LAYER], a[LOOK_SPOILT] = self._arguments[-1].ctypes.data, spoilt.ctypes.data
+        self._holds.append((a, spoilt))
+        return Operation(LOOK, a, None, name)
 
     def fill(self, plan: Worked, cache: tuple[LayerCache, ...], num_threads: int) -> dict[str, int]:
         """Write the arguments of a step; return the numbers of chunks of the operations, by name."""

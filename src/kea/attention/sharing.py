@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from kea.attention.base import Run, SequencePlan
 
 UNBOUNDED = np.iinfo(np.int64).max // 4
+NOWHERE = -UNBOUNDED
 
 Int64 = NDArray[np.int64]
 Table = tuple[int, ...]
@@ -50,6 +51,10 @@ class Segments:
     `page_bounds`[n + 1]) of `pages`; the first one's first key is at position `bases`[n]. Its rows are the entries
     [`row_bounds`[n], `row_bounds`[n + 1]) of `rows` (rows of the flattened batch), each of which sees the positions
     [`lows`, `highs`) of it, one at least. No row sees a position in two segments. They are in no order.
+
+    `tables` [M]: where `pages` has the first page of a growing context's table, or would have it, by the context's
+    first row (NOWHERE for other rows): the page of its position p is p // page_tokens behind. `rooms` [M]: for how many
+    pages of that table there is room.
     """
 
     pages: Int64
@@ -61,6 +66,8 @@ class Segments:
     row_bounds: Int64
     lows: Int64
     highs: Int64
+    tables: Int64
+    rooms: Int64
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -101,14 +108,15 @@ class SharingTree:
         self._rows = np.repeat(row_starts, self._counts) + within
         self._positions = np.repeat(np.array(self._firsts, dtype=np.int64), self._counts) + within
 
-    def segments(self, window: int | None, costs: SharingCosts, *, is_growing: bool = False) -> Segments:
+    def segments(self, window: int | None, costs: SharingCosts, *, num_spare: int | None = None) -> Segments:
         """Return the segments of a layer of this `window`; with equal costs for all layers, compute it once a step.
 
-        `is_growing`: a segment that ends with its context has the rest of the table's pages, too.
+        With `num_spare`, a segment that ends with its context can grow: it has the rest of the table's pages, too, and
+        room for so many more.
         """
         reach = UNBOUNDED if window is None else window - 1
         pieces = [piece for node in self._chosen(reach, costs) for piece in self._pieces(*node, reach)]
-        return self._assemble(pieces, is_growing=is_growing)
+        return self._assemble(pieces, num_spare)
 
     def _chosen(self, reach: int, costs: SharingCosts) -> Iterator[tuple[int, int, int, int]]:
         """Yield (first member, last, start, stop): the nodes that pay, from the root down, and each member's rest."""
@@ -166,7 +174,7 @@ class SharingTree:
                     yield Piece(first + begin, first + i, lo, hi, _reach(run, reach))
                 begin = i
 
-    def _assemble(self, pieces: list[Piece], *, is_growing: bool) -> Segments:
+    def _assemble(self, pieces: list[Piece], num_spare: int | None) -> Segments:
         """Write the pieces out, without the rows that see nothing of them and what no row sees."""
         fields = np.array([(p.first, p.last, p.start, p.stop, p.reach) for p in pieces], dtype=np.int64).reshape(-1, 5)
         first, last, start, stop, reach = fields.T
@@ -180,19 +188,29 @@ class SharingTree:
         entries, owner, lows, highs = entries[seen], owner[seen], lows[seen], highs[seen]
         heads = np.flatnonzero(np.diff(owner, prepend=-1))
         kept = owner[heads]
+        tables, rooms = np.full(self._bounds[-1], NOWHERE), np.zeros(self._bounds[-1], np.int64)
         if not len(kept):
-            return Segments(*[np.zeros(size, np.int64) for size in (0, 1, 0, 0, 0, 0, 1, 0, 0)])
+            no, one = (np.zeros(size, np.int64) for size in (0, 1))
+            return Segments(no, one, no, no, no, no, one, no, no, tables, rooms)
         starts, stops = np.minimum.reduceat(lows, heads), np.maximum.reduceat(highs, heads)
         first_page, last_page = starts // self._page_tokens, (stops - 1) // self._page_tokens + 1
-        if is_growing:
+        is_last = np.zeros(len(kept), bool)
+        if num_spare is not None:
             is_last = stops == np.array(self._ends)[first[kept]]
-            last_page = np.where(is_last, [len(self._tables[member]) for member in first[kept]], last_page)
-        spans = zip(first[kept].tolist(), first_page.tolist(), last_page.tolist(), strict=True)
-        pages = np.concatenate([self._tables[member][lo:hi] for member, lo, hi in spans])
+            grown = [len(self._tables[member]) + num_spare for member in first[kept]]
+            last_page = np.where(is_last, grown, last_page)
+        page_bounds = np.concatenate([[0], np.cumsum(last_page - first_page)])
+        pages = np.zeros(page_bounds[-1], np.int64)
+        spans = zip(page_bounds.tolist(), first[kept].tolist(), first_page.tolist(), last_page.tolist(), strict=False)
+        for place, member, lo, hi in spans:
+            held = self._tables[member][lo:hi]
+            pages[place : place + len(held)] = held
         assert pages.min() >= 0, "a page that a run covers is missing from the page table"
+        growing = self._rows[entries[heads[is_last]]]
+        tables[growing], rooms[growing] = (page_bounds[:-1] - first_page)[is_last], last_page[is_last]
         return Segments(
             pages=pages,
-            page_bounds=np.concatenate([[0], np.cumsum(last_page - first_page)]),
+            page_bounds=page_bounds,
             bases=first_page * self._page_tokens,
             starts=starts,
             stops=stops,
@@ -200,6 +218,8 @@ class SharingTree:
             row_bounds=np.append(heads, len(owner)),
             lows=lows,
             highs=highs,
+            tables=tables,
+            rooms=rooms,
         )
 
 

@@ -22,6 +22,7 @@ from kea.engine.forecast import Demand, OutputLengths, peak_pages
 from kea.engine.latency import NO_LIMIT, LatencyModel
 from kea.engine.queue import WaitingQueue
 from kea.engine.speculation import PROBE_STEPS, GuessBudget
+from kea.engine.standing import DecodeBatch
 from kea.engine.state import ContextState, Phase
 from kea.memory import KVMemory, PageCopy
 
@@ -42,7 +43,8 @@ class Batcher:
         self._resting: dict[int, ContextState] = {}  # idle or waiting, but holding pages; oldest first
         self._copies: list[PageCopy] = []
         self._num_declined = PROBE_STEPS  # steps in which no guess was verified
-        self._bursts = BurstPlanner(limits, memory, latency)
+        self._bursts = BurstPlanner(limits, memory, latency, self.settle_context)
+        self._standing: DecodeBatch | None = None
         self._is_ahead = False  # while a step is planned behind one that has not landed
         self._has_to_land = False
         self.lengths = OutputLengths()
@@ -58,12 +60,14 @@ class Batcher:
 
     def order(self, copies: Iterable[PageCopy]) -> None:
         """Perform these page copies before anything else of the next step."""
+        self._dissolve()
         self._copies.extend(copies)
 
     def wake(self, context: ContextState) -> None:
         """Consider a context whose tokens or generation changed: it waits for the batch if it has anything to
         compute.
         """
+        self._dissolve()
         if context.phase is Phase.IDLE:
             self._rest(context)
             if context.num_pending > 0:
@@ -74,6 +78,7 @@ class Batcher:
 
     def retire(self, context: ContextState) -> None:
         """Take a context out of the batch or the queue; it keeps its pages as long as nobody needs them."""
+        self._dissolve()
         self._leave(context)
         if context.phase in (Phase.WAITING, Phase.RUNNING):
             context.move(Phase.IDLE)
@@ -81,6 +86,7 @@ class Batcher:
 
     def forget(self, context: ContextState) -> None:
         """End a context: out of the batch, its pages given back."""
+        self._dissolve()
         self._leave(context)
         self._resting.pop(context.context_id, None)
         context.move(Phase.CLOSED)
@@ -95,13 +101,21 @@ class Batcher:
         self._is_ahead, self._has_to_land = True, False
         work = self.plan()
         self._is_ahead = False
+        assert isinstance(work, StepWork), "a batch stands while steps overlap"
         if not self._has_to_land:
             return work
         self._copies = [*work.copies, *self._copies]
         return None
 
-    def plan(self) -> StepWork:
-        """Return the next step (without items when there is nothing to do). Every context in it has its pages."""
+    def plan(self) -> StepWork | DecodeBatch:
+        """Return the next step (without items when there is nothing to do). Every context in it has its pages.
+
+        Where contexts go on to decode and nothing else happens, it is the batch of the step before.
+        """
+        if self._standing is not None:
+            if self._bursts.try_go_on(self._standing, is_alone=not len(self._waiting)):
+                return self._standing
+            self._dissolve()
         self._memory.begin_step([context.pages for context in self._running if context.num_flying])
         draft = Draft(self._limits, self._latency)
         self._plan_decodes(draft)
@@ -115,17 +129,44 @@ class Batcher:
             may_admit = may_admit and self._admit(draft, priority)
             self._top_up(draft)
         items = tuple(draft.items.values())
-        if len(self._waiting) or len(items) < len(self._running):
+        copies, self._copies = tuple(self._copies), []
+        is_alone = not len(self._waiting)
+        if len(items) < len(self._running) or not (is_alone or len(items) == self._limits.max_num_seqs):
             self._bursts.interrupt()
         else:
-            items = self._bursts.plan(items)
-        copies, self._copies = tuple(self._copies), []
-        return StepWork(copies, items)
+            self._standing = self._bursts.form(items, is_alone=is_alone)
+        if self._standing is None:
+            return StepWork(copies, items)
+        self._standing.copies = copies
+        return self._standing
+
+    def settle(self) -> None:
+        """Write down how far the contexts of a batch that stands are, for whoever looks at them between two steps."""
+        if self._standing is not None:
+            for context in self._standing.contexts:
+                self.settle_context(context)
+            self._bursts.learn(self._standing)
+
+    def settle_context(self, context: ContextState) -> None:
+        """Do so for one of them: but for the last, all of its tokens are computed, each drawn from the one before."""
+        start, stop = context.pages.num_computed, len(context.tokens) - 1
+        if context.generation is not None and start < stop:
+            self.complete(WorkItem(context, start, stop, draws=False))
+            context.generation.sampling.note_drawn(stop - start)
+
+    def advance(self, batch: DecodeBatch, seconds: float) -> None:
+        """Note that the step of a batch was computed and its tokens were taken, and how long that took."""
+        self._bursts.observe(batch, seconds)
+        batch.num_done += batch.num_rounds
+        batch.copies = ()
 
     def complete(self, item: WorkItem) -> None:
         """Record that an item was computed: its full pages enter the prefix tree."""
-        context = item.context
+        context, standing = item.context, self._standing
+        table = context.pages.table if standing is not None else ()
         self._memory.commit(context.pages, context.tokens, item.stop)
+        if standing is not None and context.pages.table is not table:
+            standing.decoding = None  # a page was replaced by one of the tree: the model has the old one
         context.note_computed(item.start, item.stop)
         if context.num_flying:
             self._memory.claim(context.pages, context.tokens)  # it computes the next page already
@@ -316,6 +357,11 @@ class Batcher:
     def _rest(self, context: ContextState) -> None:
         if context.pages.pages:
             self._resting[context.context_id] = context
+
+    def _dissolve(self) -> None:
+        """End the batch that stands: something else is to be done."""
+        self.settle()
+        self._standing = None
 
     def _leave(self, context: ContextState) -> None:
         if context.phase is Phase.WAITING:

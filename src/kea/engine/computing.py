@@ -12,7 +12,7 @@ from kea.engine.draft import StepWork, WorkItem
 from kea.engine.flight import DrawnRows, Flight
 from kea.engine.rows import score_prompt, select_rows
 from kea.engine.runner import DrawnAhead, Runner
-from kea.engine.sampling import Draws, Sampler, SamplingRow, create_order, record
+from kea.engine.sampling import Draws, Sampler, SamplingRow
 from kea.engine.state import ContextState
 from kea.errors import EngineFault, KeaError
 
@@ -28,8 +28,6 @@ class StepComputer:
 
     def begin(self, work: StepWork, ahead: DrawnAhead | None) -> Flight:
         """Run the model and choose each item's first token; on a device both are on their way then."""
-        if work.num_rounds > 1:
-            return self._burst(work)
         rows = select_rows(work)
         logits, find_unsound = self._runner.run(work, rows.logit_rows, ahead)
         for item, first, stop in rows.prompts:
@@ -37,17 +35,6 @@ class StepComputer:
         refused, drawing, draws = self._draw(logits, rows.draws)
         behind = partial(self._draw_behind, logits, rows.draws)
         return Flight(work, work.items, find_unsound, behind, refused, draws, drawing)
-
-    def _burst(self, work: StepWork) -> Flight:
-        """Let the model draw; what it drew is taken as guesses are that are right."""
-        states = [item.context.generation.sampling for item in work.items if item.context.generation is not None]
-        tokens, items, find_unsound = self._runner.draw(work, create_order(states, work.num_rounds))
-        rows = {id(item): row for row, item in enumerate(items)}
-
-        def behind(hits: Sequence[WorkItem], num_drawn: int) -> DrawnRows:
-            return [(item, record(states[rows[id(item)]], int(tokens[num_drawn, rows[id(item)]]))) for item in hits]
-
-        return Flight(work, items, find_unsound, behind, behind(items, 0))
 
     def _draw(
         self, logits: torch.Tensor, draws: Sequence[tuple[WorkItem, int]]

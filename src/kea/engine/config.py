@@ -88,6 +88,7 @@ class StepLimits:
     speculation: Speculation | None = None
     max_burst_s: float = 0.0
     overlaps: bool = False
+    can_draw: bool = False
 
 
 def resolve_limits(config: EngineConfig, facts: ModelFacts, free_bytes: int) -> StepLimits:

@@ -21,14 +21,13 @@ from kea.engine.base import (
     EngineInfo,
     Event,
     Generate,
-    Generated,
     Snapshot,
     SnapshotTaken,
     TakeSnapshot,
 )
 from kea.engine.batcher import Batcher
 from kea.engine.compiling import Compilations
-from kea.engine.computing import StepComputer, as_fault
+from kea.engine.computing import StepComputer
 from kea.engine.config import EngineConfig, StepLimits, resolve_limits
 from kea.engine.constraints import ConstraintCompiler
 from kea.engine.contexts import ContextTable
@@ -38,15 +37,17 @@ from kea.engine.flight import DrawnRows, Flight
 from kea.engine.generation import GenerationState
 from kea.engine.latency import LatencyModel
 from kea.engine.machine import free_memory_bytes, resolve_device, set_num_threads, use_device
+from kea.engine.outputs import Outputs
 from kea.engine.runner import Runner
-from kea.engine.sampling import Drawn, Sampler
+from kea.engine.sampling import Sampler, create_order
 from kea.engine.speculation import try_create_lookup
+from kea.engine.standing import DecodeBatch
 from kea.engine.state import ContextState
-from kea.engine.stopping import OutputTracker
+from kea.engine.stopping import Lanes, OutputTracker
 from kea.errors import EngineFault, KeaError
 from kea.memory import KVMemory, MemoryConfig
 from kea.models import DecoderModel, ProgressCallback, Tokenizer, load_model, user_notes
-from kea.types import Chunk, Stopping
+from kea.types import Stopping
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +66,7 @@ class EngineCore:
         self._memory = KVMemory(MemoryConfig(limits.num_pages, limits.page_tokens))
         self._latency = LatencyModel()
         self._runner = Runner(model, self._memory, limits.num_pages, limits.page_tokens, max_rows=limits.max_num_seqs)
-        if not self._runner.can_draw:
-            limits = replace(limits, max_burst_s=0.0)
+        limits = replace(limits, can_draw=self._runner.can_draw and not limits.overlaps)
         self._batcher = Batcher(limits, self._memory, self._latency)
         self._contexts = ContextTable(
             limits, model.facts.vocab_size, self._memory, self._batcher, start=self._start, clock=clock
@@ -76,7 +76,8 @@ class EngineCore:
         self._limits = limits
         self._eos_token_ids = tuple(dict.fromkeys((*model.facts.eos_token_ids, *tokenizer.eos_token_ids)))
         self._counters = Counters()
-        self._places: dict[int, int] = {}  # by generation: where the step's events have its chunk
+        self._outputs = Outputs(self._contexts, self._batcher, self._counters, self._spoil)
+        self._lanes = Lanes()
         self._computer = StepComputer(self._runner, self._sampler)
         self._flight: Flight | None = None  # the step that has not landed
         self._landed_s = 0.0
@@ -145,6 +146,7 @@ class EngineCore:
 
     def handle(self, command: Command) -> None:
         """Apply one command; what it has to tell comes out of the next `step`."""
+        self._batcher.settle()
         match command:
             case TakeSnapshot():
                 if command.check:
@@ -165,11 +167,15 @@ class EngineCore:
         self._contexts.poll()
         flight, self._flight = self._flight, None
         if flight is not None:
-            work = self._batcher.try_plan_ahead()
-            self._flight = None if work is None else self._launch(work, started, flight)
+            ahead = self._batcher.try_plan_ahead()
+            self._flight = None if ahead is None else self._launch(ahead, started, flight)
             self._land(flight, self._flight)
         if self._flight is None:
-            self._flight = self._launch(self._batcher.plan(), started)
+            work = self._batcher.plan()
+            if isinstance(work, DecodeBatch):
+                self._decode(work, started)
+            else:
+                self._flight = self._launch(work, started)
             if self._flight is not None and not self._limits.overlaps:
                 self._land(self._flight)
                 self._flight = None
@@ -178,10 +184,12 @@ class EngineCore:
 
     def check(self) -> None:
         """Raise `AssertionError` where pages, tree, contexts and batch disagree."""
+        self._batcher.settle()
         self._memory.check()
         self._batcher.check(self._contexts.all)
 
     def snapshot(self) -> Snapshot:
+        self._batcher.settle()
         counters = self._counters
         return Snapshot(
             num_running=self._batcher.num_running,
@@ -200,19 +208,39 @@ class EngineCore:
 
     # One step
 
+    def _admit(self, items: Sequence[WorkItem], now: float) -> None:
+        for item in items:
+            generation = item.context.generation
+            if generation is not None and generation.admitted_s is None:
+                generation.admitted_s = now
+
+    def _decode(self, batch: DecodeBatch, started: float) -> None:
+        """Compute a step of a batch that stands, and let its outputs follow."""
+        if batch.num_done == 0:
+            self._runner.copy(batch.copies)
+            self._admit(batch.items, started)
+        try:
+            if not self._runner.goes_on(batch):
+                self._batcher.settle()
+                self._runner.begin(batch, create_order(batch.states))
+            tokens = self._runner.decode(batch)
+        except Exception as error:  # noqa: BLE001 - told to these requests
+            self._fail_step([batch.written(row) for row in range(len(batch.contexts))], error)
+            return
+        ends = self._outputs.take_batch(batch, tokens, self._clock())
+        self._counters.num_steps += batch.num_rounds
+        self._batcher.advance(batch, self._clock() - started)
+        self._outputs.end_all(ends)
+
     def _launch(self, work: StepWork, started: float, before: Flight | None = None) -> Flight | None:
         """Begin to compute a step, behind one `before` that has not landed; None where there is nothing to wait for."""
         self._runner.copy(work.copies)
         if not work.items:
             return None
-        for item in work.items:
-            generation = item.context.generation
-            if generation is not None and generation.admitted_s is None:
-                generation.admitted_s = started
+        self._admit(work.items, started)
         try:
             flight = self._computer.begin(work, None if before is None else before.drawn_ahead)
-        except Exception as error:
-            logger.exception("a step failed")
+        except Exception as error:  # noqa: BLE001 - told to these requests
             self._fail_step(work.items, error)
             return None
         flight.launched_s = started
@@ -226,8 +254,7 @@ class EngineCore:
             flight.land()
         try:
             unsound, drawn = flight.find_unsound(), flight.finish()
-        except Exception as error:
-            logger.exception("a step failed")
+        except Exception as error:  # noqa: BLE001 - told to these requests
             self._fail_step(flight.items, error, flight.void)
             self._void_ended(flight, behind)
         else:
@@ -244,8 +271,11 @@ class EngineCore:
             if item not in unsound and not flight.is_void(item):
                 self._batcher.complete(item)
         now = self._clock()
-        self._fail(unsound, EngineFault(self._unsound_text()), flight.void)
-        self._take_all(flight, drawn, now)
+        for item in unsound:
+            fault = self._spoil(item)
+            if not flight.is_void(item):
+                self._contexts.fail(item.context, fault)
+        self._outputs.take_all(drawn, flight.draw_behind, now)
         self._void_ended(flight, behind)
         landed = self._clock()
         self._count(flight.work, landed - max(flight.launched_s, self._landed_s))
@@ -261,76 +291,23 @@ class EngineCore:
         ended = [item for item in flight.items if self._contexts.is_over(item.context)]
         behind.void.update(item.context.context_id for item in (*late, *ended))
 
-    def _unsound_text(self) -> str:
+    def _spoil(self, item: WorkItem) -> KeaError:
+        """Wipe what is not finite. What was written must not reach, behind a mask, whoever has the page next: a weight
+        of 0 times NaN is NaN. Return what the request is told.
+        """
+        self._runner.wipe(item)
         facts = self._model.facts
         narrow = "" if facts.kv_dtype == facts.dtype else f", or too large for keys and values in {facts.kv_dtype}"
-        return f"The model computed numbers that are not finite{narrow}."
-
-    def _take_all(self, flight: Flight, drawn: DrawnRows, now: float) -> None:
-        """Take what was drawn. Where that was guessed, the row behind it was computed for what is in fact the context:
-        draw from it as the next step would have, and go on until a guess was wrong or the output ends.
-        """
-        num_drawn = 0
-        while drawn:
-            hits = [item for item, it in drawn if item.context.error is None and self._take(item, it, num_drawn, now)]
-            num_drawn += 1
-            drawn = flight.draw_behind(hits, num_drawn) if hits else []
-        self._places.clear()
-
-    def _take(self, item: WorkItem, drawn: Drawn | KeaError, num_drawn: int, now: float) -> bool:
-        """Give an item's next token to its generation, behind `num_drawn` others of this step; end the generation where
-        it stops. Return whether the token was guessed, so that another can be drawn.
-        """
-        context = item.context
-        generation = context.generation
-        assert generation is not None, "a token was drawn for a context that generates nothing"
-        if isinstance(drawn, KeaError):
-            self._contexts.fail(context, drawn)
-            return False
-        try:
-            chunk = generation.take(context, drawn, now)
-        except Exception as error:  # noqa: BLE001 - one request's fault is told to that request
-            self._contexts.fail(context, as_fault(error))
-            return False
-        self._counters.generation_tokens += 1
-        is_hit = False
-        if item.guesses:
-            self._tell(generation.generation_id, chunk)
-            is_hit = num_drawn < len(item.guesses) and item.guesses[num_drawn] == drawn.token_id
-            self._counters.num_accepted_tokens += is_hit and not item.is_sure
-        else:
-            self._contexts.events.append(Generated(generation.generation_id, chunk))
-        if chunk.finish is not None:
-            self._counters.finished(chunk.finish.reason.value)
-            self._batcher.lengths.note(generation.tracker.num_tokens)
-            self._contexts.end_generation(context)
-            return False
-        if is_hit:  # only now: an output that ended keeps what it would have kept without guesses
-            self._batcher.complete(WorkItem(context, item.stop + num_drawn, item.stop + num_drawn + 1, draws=False))
-        return is_hit
-
-    def _tell(self, generation_id: int, chunk: Chunk) -> None:
-        """Emit a chunk, as one with what the generation has said before in this step."""
-        events = self._contexts.events
-        place = self._places.setdefault(generation_id, len(events))
-        if place == len(events):
-            events.append(Generated(generation_id, chunk))
-        else:
-            said = events[place]
-            assert isinstance(said, Generated), "another event stands where a generation's was"
-            events[place] = Generated(generation_id, said.chunk.followed_by(chunk))
+        return EngineFault(f"The model computed numbers that are not finite{narrow}.")
 
     def _fail_step(self, items: Sequence[WorkItem], error: Exception, void: Collection[int] = ()) -> None:
-        self._fail(items, EngineFault(f"The engine failed while it computed this request: {error!r}."), void)
-
-    def _fail(self, items: Sequence[WorkItem], error: KeaError, void: Collection[int] = ()) -> None:
-        """Fail the contexts of items that were not completed. What was written must not reach, behind a mask, whoever
-        has the page next: a weight of 0 times NaN is NaN.
-        """
+        """Fail the contexts of items that were not computed, without what may have been written for them."""
+        logger.error("a step failed", exc_info=error)
+        fault = EngineFault(f"The engine failed while it computed this request: {error!r}.")
         for item in items:
             self._runner.wipe(item)
             if item.context.context_id not in void:
-                self._contexts.fail(item.context, error)
+                self._contexts.fail(item.context, fault)
 
     def _start(self, command: Generate, context: ContextState, since: float) -> GenerationState | None:
         options = command.options
@@ -344,11 +321,13 @@ class EngineCore:
         detokenizer = self._tokenizer.create_detokenizer(
             preceding=context.tokens, skip_special=options.skip_special_tokens
         )
+        skip_special = options.skip_special_tokens
+        lane = self._lanes.of(stopping, self._eos_token_ids, detokenizer, skip_special=skip_special)
         return GenerationState(
             command.generation_id,
             options,
             sampling=self._sampler.create_state(options.sampling, context.tokens),
-            tracker=OutputTracker(stopping, self._eos_token_ids, detokenizer),
+            tracker=OutputTracker(stopping, self._eos_token_ids, detokenizer, lane),
             constraint=constraint,
             prompt_len=len(context.tokens),
             created_s=since,
@@ -356,7 +335,7 @@ class EngineCore:
         )
 
     def _count(self, work: StepWork, seconds: float) -> None:
-        self._counters.num_steps += work.num_rounds
+        self._counters.num_steps += 1
         self._counters.prompt_tokens += sum(item.stop - item.start - item.draws for item in work.items)
         self._counters.num_draft_tokens += sum(len(item.guesses) for item in work.items)
         self._latency.observe(work.shape, seconds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from kea.engine.base import StepShape
 from kea.engine.config import StepLimits
@@ -19,8 +19,7 @@ class WorkItem:
     """One context's part of a step: compute its tokens [start, stop), and behind them the guesses of the next ones.
 
     `draws`: the logits of the row of `stop` - 1 draw a token; if that is the first guess, those of its row draw the
-    next one, and so on. With `num_rounds` more than 1 the model goes on to what it drew, so often; once it did, the
-    guesses are what it drew (`is_sure`).
+    next one, and so on.
     """
 
     context: ContextState
@@ -28,13 +27,11 @@ class WorkItem:
     stop: int
     draws: bool
     guesses: tuple[int, ...] = ()
-    num_rounds: int = 1
-    is_sure: bool = False
 
     @property
     def end(self) -> int:
         """The position behind the last one that is computed."""
-        return self.stop + len(self.guesses) + self.num_rounds - 1
+        return self.stop + len(self.guesses)
 
     @property
     def is_decode(self) -> bool:
@@ -55,11 +52,11 @@ class StepWork:
 
     @property
     def num_rounds(self) -> int:
-        return self.items[0].num_rounds if self.items else 1
+        return 1
 
     @property
     def shape(self) -> StepShape:
-        return replace(shape_of(self.items), num_rounds=self.num_rounds)
+        return shape_of(self.items)
 
 
 def shape_of(items: Iterable[WorkItem]) -> StepShape:

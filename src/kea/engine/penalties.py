@@ -85,6 +85,11 @@ class RowState:
         if self.counts is not None:
             self.counts.push(token_id)
 
+    def note_drawn(self, num_tokens: int) -> None:
+        """Record that the generation drew so many tokens, whose counts change nothing."""
+        assert self.counts is None, "tokens that penalties depend on were not told"
+        self.num_drawn += num_tokens
+
 
 def check_token_ids(name: str, token_ids: Sequence[int], vocab_size: int) -> None:
     """Raise `InvalidRequest` for an id outside [0, vocab_size); `name` is the parameter that holds it."""

@@ -11,18 +11,14 @@ from typing import cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from kea.attention.base import Run, SequencePlan, StepPlan
-from kea.engine.bursts import with_drawn
 from kea.engine.draft import StepWork, WorkItem
 from kea.engine.soundness import FindUnsound, Soundness
+from kea.engine.standing import DecodeBatch
 from kea.engine.transfer import send, send_index
 from kea.memory import KVMemory, PageCopy
 from kea.models.base import CapturingDecoder, DecoderModel, DrawingDecoder, DrawOrder, StepInput
-
-I64 = NDArray[np.int64]
-
 
 NO_ROW = -1
 
@@ -66,21 +62,21 @@ class Runner:
             logits = self._model.forward(step, self._cache)
             return logits, self._soundness.begin(work.items, step.plan.slots)
 
-    def draw(self, work: StepWork, order: DrawOrder) -> tuple[I64, tuple[WorkItem, ...], FindUnsound]:
-        """Compute a burst; return its tokens [rounds, R] as `DrawingDecoder.draw` does, the items with what they drew,
-        and what finds those of which some round's KV is not finite.
-        """
-        items, count = work.items, len(work.items)
-        slots = np.array([self._slots(item) for item in items], dtype=np.int64)
-        ids, at, wanted = self._tensors(
-            [item.context.tokens[item.start] for item in items], [item.start for item in items], range(count)
-        )
-        rounds = torch.from_numpy(np.ascontiguousarray(slots.T))
-        sequences = tuple(self._plan(item, row) for row, item in enumerate(items))
-        step = StepInput(ids, at, wanted, StepPlan(sequences, rounds[0], self._page_tokens))
-        tokens = cast(DrawingDecoder, self._model).draw(step, self._cache, order)
-        drawn = with_drawn(items, tokens)
-        return tokens, drawn, self._soundness.begin(drawn, torch.from_numpy(slots.reshape(-1)))
+    def goes_on(self, batch: DecodeBatch) -> bool:
+        """Whether the model has what a batch's next step goes on from; it is told of the pages that the batch got."""
+        pages, batch.pages = batch.pages, []
+        return batch.decoding is not None and all(batch.decoding.try_extend(*page) for page in pages)
+
+    def begin(self, batch: DecodeBatch, order: DrawOrder) -> None:
+        """Let the model have a batch, as its contexts are now."""
+        step = self._step_input(batch.items, range(len(batch.contexts)))
+        batch.decoding = cast(DrawingDecoder, self._model).begin(step, self._cache, order)
+
+    def decode(self, batch: DecodeBatch) -> list[list[int]]:
+        """Compute a batch's next step; return its tokens [R][rounds], below 0 as `Decoding.run` gives them."""
+        assert batch.decoding is not None
+        tokens: list[list[int]] = batch.decoding.run(batch.num_rounds).T.tolist()
+        return tokens
 
     def wipe(self, item: WorkItem) -> None:
         """Zero what an item has written, or was to write."""

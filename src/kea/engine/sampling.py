@@ -193,9 +193,9 @@ def _report(
     return dict(zip(indices, token_logprobs(logits, chosen, num_top), strict=True))
 
 
-def create_order(states: Sequence[RowState], num_rounds: int) -> DrawOrder:
-    """Return how a model draws the next tokens of rows that are plain, so many of each: as a sampler would."""
-    return DrawOrder(num_rounds, draw_settings(states), draw_noise(states))
+def create_order(states: Sequence[RowState]) -> DrawOrder:
+    """Return how a model draws the next tokens of rows that are plain: as a sampler would."""
+    return DrawOrder(draw_settings(states), draw_noise(states))
 
 
 def record(state: RowState, token_id: int) -> Drawn | KeaError:

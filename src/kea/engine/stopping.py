@@ -7,9 +7,10 @@ look ahead, and does not depend on how the text is split into tokens. Knows no c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
+from weakref import WeakValueDictionary
 
 from kea.types import FinishReason, Stopping
 
@@ -17,11 +18,17 @@ from kea.types import FinishReason, Stopping
 class Detokenizer(Protocol):
     """Turns the tokens of one output into text as they come.
 
-    `is_whole`: all bytes of the tokens pushed were given out as text, none waits for the rest of its character.
+    `is_whole`: all bytes of the tokens pushed were given out as text, none waits for the rest of its character. While
+    it `is_plain`, a token of which `try_text` knows the text adds that, and need not be pushed.
     """
 
     @property
     def is_whole(self) -> bool: ...
+
+    @property
+    def is_plain(self) -> bool: ...
+
+    def try_text(self, token_id: int) -> str | None: ...
 
     def push(self, token_ids: Sequence[int]) -> str: ...
 
@@ -79,7 +86,7 @@ class StopMatcher:
 
     def __init__(self, stop: tuple[str, ...]) -> None:
         self._patterns = [_Pattern(text) for text in stop]
-        self._firsts = frozenset(text[0] for text in stop)
+        self._firsts = _firsts(stop)
         self._held = ""
         self.matched: str | None = None
 
@@ -104,11 +111,51 @@ class StopMatcher:
         return held
 
 
+class Lane(dict[int, str]):
+    """The text of tokens after which, in a quiet output, nothing is to be looked at: none ends it, and no stop string
+    begins in one. Others are a `KeyError`. Found when they are asked for; shared by outputs that stop alike.
+    """
+
+    __slots__ = ("__weakref__", "_end_ids", "_firsts", "_try_text")
+
+    def __init__(self, stopping: Stopping, eos_token_ids: Sequence[int], detokenizer: Detokenizer) -> None:
+        super().__init__()
+        self._end_ids = _end_ids(stopping, eos_token_ids)
+        self._firsts = _firsts(stopping.stop)
+        self._try_text = detokenizer.try_text
+
+    def __missing__(self, token_id: int) -> str:
+        text = self._try_text(token_id) if token_id >= 0 and token_id not in self._end_ids else None
+        if text is None or not self._firsts.isdisjoint(text):
+            raise KeyError(token_id)
+        self[token_id] = text
+        return text
+
+
+class Lanes:
+    """The lanes of all outputs: one lives as long as some output that stops so does. Lives as long as its engine."""
+
+    def __init__(self) -> None:
+        self._lanes: WeakValueDictionary[Hashable, Lane] = WeakValueDictionary()
+
+    def of(
+        self, stopping: Stopping, eos_token_ids: Sequence[int], detokenizer: Detokenizer, *, skip_special: bool
+    ) -> Lane:
+        """Return the lane of outputs that stop so. `detokenizer`: of one that skips special tokens, or does not."""
+        key = (stopping.stop, _end_ids(stopping, eos_token_ids), skip_special)
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = Lane(stopping, eos_token_ids, detokenizer)
+        return lane
+
+
 class OutputTracker:
     """Follows one output from token to token until it ends. Lives with its generation; time per token is constant.
 
     The first `min_tokens` tokens are free: their text is not searched for stop strings, and `banned` keeps end tokens
     from being drawn.
+
+    While it `is_quiet` nothing is held back: of a token in its `lane`, but for the last one, it is enough to count it.
     """
 
     __slots__ = (
@@ -122,15 +169,22 @@ class OutputTracker:
         "_stop_ids",
         "_tail",
         "_text_len",
+        "is_quiet",
+        "lane",
         "num_tokens",
     )
 
-    def __init__(self, stopping: Stopping, eos_token_ids: Sequence[int], detokenizer: Detokenizer) -> None:
-        eos = frozenset() if stopping.ignore_eos else frozenset(eos_token_ids)
+    def __init__(
+        self,
+        stopping: Stopping,
+        eos_token_ids: Sequence[int],
+        detokenizer: Detokenizer,
+        lane: Lane | None = None,
+    ) -> None:
         self._min_tokens = stopping.min_tokens
         self._max_tokens = stopping.max_tokens
         self._stop_ids = frozenset(stopping.stop_token_ids)
-        self._end_ids = eos | self._stop_ids
+        self._end_ids = _end_ids(stopping, eos_token_ids)
         self._detokenizer = detokenizer
         self._matcher = StopMatcher(stopping.stop)
         self._text_len = 0
@@ -139,6 +193,8 @@ class OutputTracker:
         self._boundaries = [(0, 0)]
         self._tail = ""  # the text behind the first of them
         self.num_tokens = 0
+        self.is_quiet = False
+        self.lane = Lane(stopping, eos_token_ids, detokenizer) if lane is None else lane
 
     @property
     def banned(self) -> tuple[int, ...]:
@@ -152,6 +208,7 @@ class OutputTracker:
 
     def push(self, token_id: int, *, is_complete: bool = False) -> Progress:
         """Add a drawn token. `is_complete`: a constraint lets nothing follow it, so the output ends as stopped."""
+        self._catch_up()
         self.num_tokens += 1
         if token_id in self._end_ids:
             stop = token_id if token_id in self._stop_ids else None
@@ -164,11 +221,19 @@ class OutputTracker:
             reason = FinishReason.STOP if is_complete else FinishReason.LENGTH
             last = self._finish(reason, self.num_tokens, None)
             return Progress(text + last.text, last.end)
+        is_quiet = self._detokenizer.is_plain and self._emitted_len == self._text_len
+        self.is_quiet = is_quiet and self.num_tokens >= self._min_tokens
         return Progress(text)
 
     def finish(self, reason: FinishReason) -> Progress:
         """End the output where it stands; the context keeps all its tokens, and what was held back is emitted."""
+        self._catch_up()
         return self._finish(reason, self.num_tokens, None)
+
+    def _catch_up(self) -> None:
+        """Note where tokens end that were only counted."""
+        if self.is_quiet:
+            self._boundaries = [(self.num_tokens, self._text_len)]
 
     def _finish(self, reason: FinishReason, num_kept: int, stop: int | None) -> Progress:
         text = self._add(self._detokenizer.flush(), is_free=False)
@@ -200,3 +265,13 @@ class OutputTracker:
         num_kept, start = self._boundaries[0]
         residual = self._tail[: self._emitted_len - start]
         return End(FinishReason.STOP, num_kept, residual, self._matcher.matched)
+
+
+def _end_ids(stopping: Stopping, eos_token_ids: Sequence[int]) -> frozenset[int]:
+    """Return the tokens that end an output."""
+    return frozenset(stopping.stop_token_ids) | (frozenset() if stopping.ignore_eos else frozenset(eos_token_ids))
+
+
+def _firsts(stop: Sequence[str]) -> frozenset[str]:
+    """Return the characters with which stop strings begin."""
+    return frozenset(text[0] for text in stop)

@@ -1,6 +1,7 @@
 """What stands between two rounds of a program: each row's next token is drawn, and the row goes on to it.
 
-Drawn by the kernel of `kea.kernels.draws`, with the noise that is due. Knows no models, no requests.
+Drawn by the kernel of `kea.kernels.draws`, with the noise that is due. A row is spoilt, from then on, by keys or values
+that are not finite. Knows no models, no requests.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from kea.kernels.machine import call_kernel, i64_at
 from kea.kernels.program import Kernel
 
 # Arguments of `choose`: the drawing kernel's CODE and arguments; by row [R] the round (ROUNDS), its token (IDS) and its
-# position (POSITIONS), which go on. OUT [rounds, R]: the tokens, as they were drawn.
-CODE, DRAW_ARGUMENTS, NUM_ROWS, ROUNDS, IDS, POSITIONS, OUT, NUM_CHOOSE = range(8)
+# position (POSITIONS), which go on. OUT [CAPACITY, R]: the tokens, as they were drawn; round n in line n % CAPACITY.
+# SPOILT [R]: whether a row's token is `SPOILT_TOKEN`, whatever was drawn.
+CODE, DRAW_ARGUMENTS, NUM_ROWS, ROUNDS, IDS, POSITIONS, OUT, CAPACITY, SPOILT, NUM_CHOOSE = range(10)
+
+SPOILT_TOKEN = -2
 
 
 def choose(address: int, row: int) -> None:
@@ -24,7 +28,9 @@ def choose(address: int, row: int) -> None:
     token = carray(i64_at(d[DRAWN]), a[NUM_ROWS])[row]
     carray(i64_at(d[NOISE]), (a[NUM_ROWS], NUM_NOISE))[row, 1] += 1
     rounds = carray(i64_at(a[ROUNDS]), a[NUM_ROWS])
-    carray(i64_at(a[OUT]), (rounds[row] + 1, a[NUM_ROWS]))[rounds[row], row] = token
+    is_spoilt = carray(i64_at(a[SPOILT]), a[NUM_ROWS])[row] != 0
+    line = rounds[row] % a[CAPACITY]
+    carray(i64_at(a[OUT]), (a[CAPACITY], a[NUM_ROWS]))[line, row] = SPOILT_TOKEN if is_spoilt else token
     carray(i64_at(a[IDS]), a[NUM_ROWS])[row] = max(token, 0)
     carray(i64_at(a[POSITIONS]), a[NUM_ROWS])[row] += 1
     rounds[row] += 1

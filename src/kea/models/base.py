@@ -70,14 +70,33 @@ class DecoderModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DrawOrder:
-    """How the R contexts of a decode step, one row each, go on by `num_rounds` tokens.
+    """How the next tokens of the R contexts of a decode step are drawn.
 
-    `settings` [R, 4] and `noise` [R, 2] say how each row's next token is drawn, as `kea.kernels.draws` has them.
+    `settings` [R, 4] and `noise` [R, 2]: as `kea.kernels.draws` has them; the noise is that of the first tokens.
     """
 
-    num_rounds: int
     settings: NDArray[np.float64]
     noise: NDArray[np.uint64]
+
+
+NO_TOKEN, SPOILT_TOKEN = -1, -2
+"""Instead of a drawn token: of a row whose logits were not finite; whose keys or values were not, then or before."""
+
+
+class Decoding(Protocol):
+    """R contexts that go on, a token at a time, by what they draw. Good until the model computes anything else."""
+
+    def try_extend(self, row: int, index: int, page: int) -> bool:
+        """Let entry `index` of a context's page table be `page`; False where there is no room for more of them."""
+        ...
+
+    def run(self, num_rounds: int) -> NDArray[np.int64]:
+        """Compute so many steps, each behind the tokens that the one before drew.
+
+        Returns the tokens [num_rounds, R], good until the next call; below 0 where there is none: what follows in that
+        row means nothing. The page tables must have the pages of all rounds, of which nothing is hidden or shared.
+        """
+        ...
 
 
 @runtime_checkable
@@ -87,14 +106,8 @@ class DrawingDecoder(DecoderModel, Protocol):
     @property
     def can_draw(self) -> bool: ...
 
-    def draw(self, step: StepInput, cache: tuple[LayerCache, ...], order: DrawOrder) -> NDArray[np.int64]:
-        """Compute a decode step and those after it, each behind the token that the one before drew.
-
-        Returns the tokens [num_rounds, R]; -1 where a row's logits were not finite, what follows means nothing. The
-        keys and values of each round are in the cache. `step.plan.slots` is the first row of slots [num_rounds, R]
-        that lie in one piece; its page tables have the pages of all rounds, in which nothing is hidden or shared from
-        the first row's position on.
-        """
+    def begin(self, step: StepInput, cache: tuple[LayerCache, ...], order: DrawOrder) -> Decoding:
+        """Get ready for a decode step, one row for each context, and all that follow it."""
         ...
 
 

@@ -22,6 +22,11 @@ class Decoder(Protocol):
     @property
     def is_whole(self) -> bool: ...
 
+    @property
+    def is_plain(self) -> bool: ...
+
+    def try_text(self, token_id: int) -> str | None: ...
+
     def push(self, token_id: int) -> str: ...
 
     def flush(self) -> str: ...
@@ -45,9 +50,19 @@ class ByteDecoder:
     def is_whole(self) -> bool:
         return not self._rest
 
+    @property
+    def is_plain(self) -> bool:
+        return not (self._is_first or self._num_to_strip or self._rest)
+
+    def try_text(self, token_id: int) -> str | None:
+        try:
+            return self._vocabulary.pieces.get(token_id, b"").decode()
+        except UnicodeDecodeError:
+            return None
+
     def push(self, token_id: int) -> str:
         piece = self._vocabulary.pieces.get(token_id, b"")
-        if not (self._is_first or self._num_to_strip or self._rest) and piece.isascii():  # as nearly always
+        if self.is_plain and piece.isascii():  # as nearly always
             return piece.decode()
         if self._is_first:
             self._is_first = False
@@ -84,6 +99,13 @@ class WindowDecoder:
     @property
     def is_whole(self) -> bool:
         return self._num_read == len(self._window)
+
+    @property
+    def is_plain(self) -> bool:
+        return False  # what a token adds may depend on those before it
+
+    def try_text(self, token_id: int) -> str | None:
+        return None
 
     def push(self, token_id: int) -> str:
         self._window.append(token_id)
@@ -122,6 +144,15 @@ class Detokenizer:
     def is_whole(self) -> bool:
         """Whether the text given out so far is all that the tokens hold: no character is still incomplete."""
         return self._decoder.is_whole
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether tokens of which `try_text` knows the text add it and change nothing: they need not be pushed."""
+        return self._decoder.is_plain
+
+    def try_text(self, token_id: int) -> str | None:
+        """Return what a token adds to a text that is plain; None where that depends on other tokens."""
+        return "" if token_id in self._skipped else self._decoder.try_text(token_id)
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Add tokens; return the text that became certain."""

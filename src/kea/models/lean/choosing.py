@@ -13,7 +13,10 @@ F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 
 NAME = "choices"
-"""The operation, whose chunks are rows: none of them where the tokens are drawn elsewhere."""
+"""The operations whose chunks are rows: none of them where the tokens are drawn elsewhere."""
+
+MAX_ROUNDS = 128
+"""Of one run."""
 
 
 class Choosing:
@@ -21,6 +24,7 @@ class Choosing:
 
     def __init__(self, logits: F32, vocab_size: int, ids: I64, positions: I64) -> None:
         num_rows = len(logits)
+        self.spoilt = np.zeros(num_rows, np.int64)
         self._rounds, self._drawn = np.zeros((2, num_rows), np.int64)
         self._settings = np.zeros((num_rows, draws.NUM_SETTINGS))
         self._noise = np.zeros((num_rows, draws.NUM_NOISE), np.uint64)
@@ -32,16 +36,25 @@ class Choosing:
         a[choosing.CODE], a[choosing.DRAW_ARGUMENTS] = draws.DRAW.address, d.ctypes.data
         a[choosing.NUM_ROWS], a[choosing.ROUNDS] = num_rows, self._rounds.ctypes.data
         a[choosing.IDS], a[choosing.POSITIONS] = ids.ctypes.data, positions.ctypes.data
-        self._tokens: I64 = np.empty((0, num_rows), np.int64)
+        a[choosing.CAPACITY], a[choosing.SPOILT] = MAX_ROUNDS, self.spoilt.ctypes.data
+        self._tokens = np.zeros((MAX_ROUNDS, num_rows), np.int64)
+        a[choosing.OUT] = self._tokens.ctypes.data
+        self._num_drawn = 0
 
     @property
     def operation(self) -> Operation:
         return Operation(choosing.CHOOSE, self._arguments, None, NAME)
 
-    def begin(self, order: DrawOrder) -> I64:
-        """Get ready for the rounds of an order; return where their tokens will be [rounds, R]."""
+    def begin(self, order: DrawOrder) -> None:
+        """Get ready for rounds whose first tokens are drawn by an order."""
         self._settings[:], self._noise[:] = order.settings, order.noise
-        self._rounds[:] = 0
-        self._tokens = np.empty((order.num_rounds, len(self._rounds)), np.int64)
-        self._arguments[choosing.OUT] = self._tokens.ctypes.data
-        return self._tokens
+        self._rounds[:], self.spoilt[:], self._num_drawn = 0, 0, 0
+
+    def take(self, num_rounds: int) -> I64:
+        """Return the tokens of the rounds that have just been run [rounds, R]."""
+        first = self._num_drawn % MAX_ROUNDS
+        self._num_drawn += num_rounds
+        tokens = self._tokens[first : first + num_rounds]
+        if len(tokens) == num_rounds:
+            return tokens
+        return np.concatenate([tokens, self._tokens[: num_rounds - len(tokens)]])

@@ -58,6 +58,37 @@ class Recording:
     logits: torch.Tensor
 
 
+class LeanDecoding:
+    """A `Decoding` of the lean decoder: a run of a step's program leaves behind what the next one begins with."""
+
+    def __init__(
+        self,
+        decoder: LeanDecoder,
+        recording: Recording,
+        prepared: NumbaPlan,
+        num_chunks: dict[str, int],
+        num_threads: int,
+    ) -> None:
+        assert prepared.is_growing, "a row's keys end in a page that it shares"
+        self._decoder = decoder
+        self._recording = recording
+        self._prepared = prepared
+        self._num_chunks = num_chunks | {CHOICES: len(recording.ids)}
+        self._num_threads = num_threads
+
+    def try_extend(self, row: int, index: int, page: int) -> bool:
+        return self._prepared.try_extend(row, index, page, int(self._recording.positions[row]))
+
+    def run(self, num_rounds: int) -> I64:
+        assert self._decoder.is_current(self), "the model has computed something else meanwhile"
+        recording = self._recording
+        with running_kernels(has_operators=False):
+            TEAM.run(recording.pieces[0], self._num_threads, num_rounds=num_rounds, **self._num_chunks)
+        self._prepared.num_advanced += num_rounds
+        assert recording.choosing is not None
+        return recording.choosing.take(num_rounds)
+
+
 class LeanDecoder:
     """A `DecoderModel` for the shapes that a `DecoderSpec` describes. `rotary`: frequencies by layer type."""
 
@@ -78,6 +109,7 @@ class LeanDecoder:
         self._buffers = Buffers(MIN_ROWS)
         self._spare = Spare()
         self._recordings: dict[Shape, Recording] = {}
+        self._decoding: LeanDecoding | None = None
         linears = [part for layer in weights.layers for part in (layer.qkv, layer.out, layer.gate_up, layer.down)]
         self._num_weights = sum(part.weight.num_columns * part.weight.depth for part in (*linears, weights.head))
 
@@ -117,39 +149,41 @@ class LeanDecoder:
     def can_draw(self) -> bool:
         return isinstance(self._backend, NumbaAttention)
 
-    def draw(self, step: StepInput, cache: tuple[LayerCache, ...], order: DrawOrder) -> I64:
+    def begin(self, step: StepInput, cache: tuple[LayerCache, ...], order: DrawOrder) -> LeanDecoding:
         with running_kernels(has_operators=False) as given:
             recording, num_threads = self._enter(step, given)
             assert recording.choosing is not None, "tokens are drawn by rows that are not all of a program's"
-            tokens = recording.choosing.begin(order)
-            self._run(recording, self._backend.prepare(step.plan), cache, num_threads, num_rounds=order.num_rounds)
-            return tokens
+            assert recording.attention is not None
+            prepared = self._backend.prepare(step.plan)
+            assert isinstance(prepared, NumbaPlan)
+            num_chunks = recording.attention.fill(prepared, cache, num_threads)
+            recording.choosing.begin(order)
+            self._decoding = LeanDecoding(self, recording, prepared, num_chunks, num_threads)
+            return self._decoding
+
+    def is_current(self, decoding: LeanDecoding) -> bool:
+        """Whether nothing was computed since this began but for itself."""
+        return decoding is self._decoding
 
     def _enter(self, step: StepInput, given: int) -> tuple[Recording, int]:
         """Return the recording of a step, with the step's rows where it reads them, and the threads to run it."""
         ids, positions, logit_rows = step.token_ids.numpy(), step.positions.numpy(), step.logit_rows.numpy()
         num_threads = given if len(ids) * self._num_weights >= MIN_SHARED_WORK else 1
+        self._decoding = None  # whose rows these arrays had
         recording = self._recording(Shape(len(ids), len(logit_rows), num_threads))
         recording.ids[:], recording.positions[:], recording.logit_rows[:] = ids, positions, logit_rows
         return recording, num_threads
 
     def _run(
-        self,
-        recording: Recording,
-        prepared: PreparedPlan,
-        cache: tuple[LayerCache, ...],
-        num_threads: int,
-        *,
-        num_rounds: int = 0,
+        self, recording: Recording, prepared: PreparedPlan, cache: tuple[LayerCache, ...], num_threads: int
     ) -> None:
-        """Run a program that contains attention: for its logits, or for so many rounds of drawn tokens."""
+        """Run a program that contains attention, for its logits."""
         assert recording.attention is not None
         assert isinstance(prepared, NumbaPlan)
         num_chunks = recording.attention.fill(prepared, cache, num_threads)
-        num_drawing = len(recording.ids) if num_rounds else 0
-        TEAM.run(recording.pieces[0], num_threads, num_rounds=num_rounds or 1, **num_chunks, **{CHOICES: num_drawing})
+        TEAM.run(recording.pieces[0], num_threads, **num_chunks, **{CHOICES: 0})
         if recording.choosing is not None:
-            prepared.num_advanced = num_rounds or 1
+            prepared.num_advanced = 1
 
     def _run_pieces(
         self, recording: Recording, prepared: PreparedPlan, cache: tuple[LayerCache, ...], num_threads: int
@@ -207,6 +241,7 @@ class LeanDecoder:
         if attention is not None and shape.num_rows == shape.num_logits:
             ids, positions = recorder.step_rows
             choosing = Choosing(logits, self._facts.vocab_size, ids, positions)
+            recorder.operations.append(attention.look(choosing.spoilt, CHOICES))
             recorder.operations += [*attention.advance(positions), choosing.operation]
         pieces.append(recorder.piece())
         shown = torch.from_numpy(logits)[:, : self._facts.vocab_size]

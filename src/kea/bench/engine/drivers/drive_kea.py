@@ -7,7 +7,7 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import kea
@@ -15,7 +15,7 @@ from kea.engine.base import Append, ClearCache, ContextSpec, CreateContext, Free
 from kea.engine.config import EngineConfig
 from kea.engine.core import EngineCore
 from kea.engine.sampling import Sampler
-from kea.models.base import DrawingDecoder
+from kea.models.lean.decoder import LeanDecoding
 from kea.types import GenerateOptions, Sampling, Stopping
 
 _SLACK = 128  # tokens beyond those measured, at most (others begin, a burst ends): contexts are freed, not finished
@@ -94,7 +94,7 @@ class Driver:
         model = self.core._model
         with (
             _timed(type(model), "forward", spent, "model"),
-            _timed(type(model), "draw", spent, "model") if isinstance(model, DrawingDecoder) else nullcontext(),
+            _timed(LeanDecoding, "run", spent, "model"),
             _timed(Sampler, "begin", spent, "sampler"),
             self._generating(prompts, warmups + steps) as step,
         ):
