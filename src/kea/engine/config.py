@@ -77,7 +77,10 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True)
 class StepLimits:
-    """The limits that hold once model and memory are known. All in tokens, pages or contexts."""
+    """The limits that hold once model and memory are known. All in tokens, pages or contexts.
+
+    `can_draw`: the model draws tokens itself, and nothing overlaps.
+    """
 
     num_pages: int
     page_tokens: int
