@@ -24,13 +24,19 @@ from kea.attention.numba_finite import LAYER as LOOK_LAYER
 from kea.attention.numba_finite import LOOK, NUM_LOOK
 from kea.attention.numba_finite import SPOILT as LOOK_SPOILT
 from kea.attention.numba_units import Units
+from kea.attention.numba_with_tiles import ATTEND_WITH_TILES
 from kea.attention.sharing import NOWHERE, Int64, Segments
 from kea.attention.storage import row_width
 from kea.kernels.narrow import BYTES, HALF, WHOLE
 from kea.kernels.program import TEAM, Operation, Program
+from kea.kernels.tiles import has_tiles
 
 F32 = NDArray[np.float32]
-PARTS = (("rows", kernels.STORE), ("units", ATTEND), ("merged", kernels.MERGE))
+PARTS = (
+    ("rows", kernels.STORE),
+    ("units", ATTEND_WITH_TILES if has_tiles() else ATTEND),
+    ("merged", kernels.MERGE),
+)
 
 FORMATS = {torch.float32: WHOLE, torch.float16: HALF, torch.int8: BYTES}
 """The rows of a cache that the kernels read and write."""

@@ -13,14 +13,19 @@ import numpy as np
 from kea.attention.sharing import Int64, Segments
 from kea.kernels.vectors import WIDTH
 
-MAX_LANES = 96
+MAX_LANES = 192
 """Queries of one KV head in a unit: with more of them, its scores would not stay in the first cache."""
 
-MIN_LANES_APART = 24
-"""Queries of one KV head from which on each head is a unit of its own; fewer share one pass over the pages."""
+MIN_MANY_LANES = 24
+"""Queries of one KV head from which on a unit is for at most MAX_HEADS heads, and costs more to begin and to merge."""
+
+MAX_HEADS = 4
+"""With more, what is kept of their queries would not stay in the second cache; with one alone, only a part of each
+token's row would be read at a time."""
 
 MIN_TOKENS = 64
-UNITS_PER_THREAD = 4
+UNITS_PER_THREAD, MANY_PER_THREAD = 4, 2
+"""Units into which a step is cut; and if all of them were of many queries."""
 
 VECTOR_COST = 0.5
 """To attend with one vector of queries over one token, in the time that it takes to read its key and value."""
@@ -49,9 +54,11 @@ def plan_units(segments: Segments, num_kv: int, group: int, num_threads: int) ->
         return Units(np.zeros((0, 9), np.int64), empty, np.zeros(1, np.int64), empty, 0, empty)
     start = np.minimum.reduceat(segments.lows, first)
     stop = np.maximum.reduceat(segments.highs, first)
-    num_parts = np.where((last - first) * group < MIN_LANES_APART, 1, num_kv)
+    is_many = (last - first) * group >= MIN_MANY_LANES
+    num_parts = np.where(is_many, _num_parts(num_kv), 1)
     cost = num_kv // num_parts * (1.0 + VECTOR_COST * -(-(last - first) * group // WIDTH))
-    pieces, length = _pieces(stop - start, cost, num_parts, num_threads)
+    num_units = num_threads * np.where(is_many, MANY_PER_THREAD, UNITS_PER_THREAD)
+    pieces, length = _pieces(stop - start, cost, num_parts, num_units)
     block = np.repeat(np.arange(len(first)), pieces)  # a line for each stretch of each block
     piece = np.arange(len(block)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
     begin = start[block] + piece * length[block]
@@ -67,6 +74,11 @@ def plan_units(segments: Segments, num_kv: int, group: int, num_threads: int) ->
     return Units(np.ascontiguousarray(units[order]), *merging, rows=np.unique(segments.rows))
 
 
+def _num_parts(num_kv: int) -> int:
+    """Return into how many equal parts to cut the heads."""
+    return next(parts for parts in range(1, num_kv + 1) if num_kv % parts == 0 and num_kv // parts <= MAX_HEADS)
+
+
 def _blocks(segments: Segments, size: int) -> tuple[Int64, Int64, Int64]:
     """Return each block's entries [first, last) and its segment."""
     counts = np.diff(segments.row_bounds)
@@ -77,9 +89,9 @@ def _blocks(segments: Segments, size: int) -> tuple[Int64, Int64, Int64]:
     return first, np.minimum(first + size, segments.row_bounds[owner + 1]), owner
 
 
-def _pieces(num_tokens: Int64, cost: Int64, num_parts: Int64, num_threads: int) -> tuple[Int64, Int64]:
+def _pieces(num_tokens: Int64, cost: Int64, num_parts: Int64, num_units: Int64) -> tuple[Int64, Int64]:
     """Return in how many stretches each block is cut, and their length."""
-    target = float((num_tokens * cost * num_parts).sum()) / (num_threads * UNITS_PER_THREAD)
+    target = (num_tokens * cost * num_parts).sum() / num_units
     wanted = np.ceil(num_tokens * cost / target - 0.25).astype(np.int64)
     pieces = np.clip(wanted, 1, -(-num_tokens // MIN_TOKENS))
     length = -(-num_tokens // pieces // MIN_TOKENS) * MIN_TOKENS
