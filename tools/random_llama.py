@@ -37,6 +37,6 @@ def create_llama(shape: dict[str, int], device: str) -> tuple[HostedDecoder, Tri
         quantize=None,
         kv_dtype=torch.bfloat16,
     )
-    decoder = _bind_and_prove(model, backend, order)
+    decoder = _bind_and_prove(model, backend, order, notes=None)
     assert isinstance(decoder, HostedDecoder)
     return decoder, backend

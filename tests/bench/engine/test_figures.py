@@ -16,7 +16,7 @@ from kea.bench.engine.shapes import SHAPES
 
 SHAPE = SHAPES["100m"]
 GB = 1e9
-RATES = {"read": {"bf16": 20 * GB, "f32": 20 * GB, "int8": 20 * GB}, "f32": {"32": 50 * GB, "1024": 100 * GB}}
+RATES = {"read": {"bf16": 20 * GB, "f32": 20 * GB, "int8": 20 * GB}, "product": {"32": 50 * GB, "1024": 100 * GB}}
 
 
 def measured(times: dict[tuple[str, str], list[float]], load: Load | None = None) -> Measured:

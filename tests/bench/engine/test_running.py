@@ -66,7 +66,7 @@ def test_results_are_kept_by_round_and_failures_do_not_end_the_run() -> None:
 
 
 def test_the_machine_is_measured_beside_every_cell() -> None:
-    machine = FakeSystem("machine", [], lambda _: Answer({"read": {"f32": 1.0}, "f32": {"32": 2.0}}))
+    machine = FakeSystem("machine", [], lambda _: Answer({"read": {"f32": 1.0}, "product": {"32": 2.0}}))
     rounds = run_rounds(course(cell("x"), cell("y")), [FakeSystem("a", [])], machine, Unseen())
     assert {name: sorted(found) for name, found in rounds.bounds.items()} == {"x": [0, 1], "y": [0, 1]}
 

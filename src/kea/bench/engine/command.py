@@ -17,7 +17,7 @@ from rich.console import Console
 
 from kea.bench.base import Bound, Peer, Report
 from kea.bench.engine import settings as options
-from kea.bench.engine.base import Answer, Order, Refusal, SystemSpec
+from kea.bench.engine.base import Answer, Order, Precision, Refusal, SystemSpec
 from kea.bench.engine.cells import Cell, Load, create_cells
 from kea.bench.engine.figures import Measured
 from kea.bench.engine.fleet import Fleet, LoadedSystem, LoadOrder
@@ -35,7 +35,11 @@ from kea.bench.terminal import EXIT_INTERRUPTED, EXIT_NOTHING, ending_as_by_ctrl
 from kea.errors import KeaError, check_range
 
 _KV_SHARE = 0.5  # of the memory that is free, for all systems' KV together
-_KV_BYTES = 4
+_KV_SHARE_GPU = 0.7
+_KV_BYTES, _KV_BYTES_GPU = 4, 2
+_GPU_SYSTEM_BYTES = 2 << 30  # of a process on a GPU beside its weights and KV
+_GPU_BOUNDS_BYTES = 6 << 30  # of the process that measures its bounds
+_BOUND_ROWS, _BOUND_ROWS_GPU = (32, 1024), (256, 8192)
 _SLACK_TOKENS = 1024
 _DRAWN_BEFORE = 128
 _PEAK_ROWS = 1024
@@ -59,6 +63,7 @@ def engine(
     rounds: options.Rounds = 3,
     steps: options.Steps = 16,
     threads: options.Threads = None,
+    device: options.Device = "cpu",
     kv_tokens: options.KvTokens = None,
     kv_cache_dtype: options.KvCacheDtype = "auto",
     quick: options.Quick = False,
@@ -82,9 +87,12 @@ def engine(
     """
     try:
         weights = options.read_weights(model, cache_dir)
+        found = options.read_precisions(precisions, weights)
+        kv = options.read_kv_cache_dtype(kv_cache_dtype)
+        device = "cpu" if device == "cpu" else options.check_on_device(device, found, kv)
         count = parse_integer(num_requests, "num-requests")
         load = Load(
-            options.read_scenarios(scenarios),
+            options.read_scenarios(scenarios, device),
             options.read_sizes(prompt_lens, "prompt-lens"),
             options.read_sizes(batches, "batches"),
             options.read_sizes(contexts, "contexts"),
@@ -97,8 +105,8 @@ def engine(
             check_range(name, value, 1)
         settings = EngineSettings(
             weights,
-            options.read_precisions(precisions, weights),
-            options.read_peers(peers),
+            found,
+            options.read_peers(peers, device),
             peers_dir.resolve(),
             load,
             num_rounds=rounds,
@@ -107,7 +115,8 @@ def engine(
             timeout_s=timeout_s,
             load_s=timeout_s,
             limit_s=time_limit_s,
-            kv_cache_dtype=options.read_kv_cache_dtype(kv_cache_dtype),
+            kv_cache_dtype=kv,
+            device=device,
         )
         status = run(options.make_quick(settings) if quick else settings, json_file)
     except KeaError as error:
@@ -162,13 +171,14 @@ class _Run:
         cells, left_out = choose_cells(shape, settings, len(present))
         load = self._load_order(cells)
         systems = [LoadedSystem(spec, load) for spec in present]
-        machine = LoadedSystem(machine_spec(), self._machine_order())
+        machine = LoadedSystem(machine_spec(settings.device), self._machine_order())
         with Fleet([*systems, machine]) as fleet:
             peers = self._load_all(fleet, systems, specs, deadline_s)
             self.view.phase("measuring the machine")
             bounds = machine.load(settings.load_s)
             peaks: list[Bound] = []
-            course = Course(cells, settings.num_rounds, settings.timeout_s, deadline_s)
+            rows = _BOUND_ROWS if settings.device == "cpu" else _BOUND_ROWS_GPU
+            course = Course(cells, settings.num_rounds, settings.timeout_s, deadline_s, bound_rows=rows)
             if isinstance(bounds, Refusal):
                 peers.append(Peer("machine", "failed", None, bounds.message))
             else:
@@ -182,7 +192,8 @@ class _Run:
             tuple(peers),
             rounds,
             tuple(peaks),
-            shape.kv_value_bytes(settings.kv_cache_dtype),
+            settings.kv_value_bytes,
+            "a layer's products in fp32; median of the run" if settings.device == "cpu" else _gpu_note(bounds),
         )
 
     def _specs(self) -> list[SystemSpec | Absent]:
@@ -198,20 +209,29 @@ class _Run:
 
     def _load_order(self, cells: Sequence[Cell]) -> LoadOrder:
         settings, shape = self.settings, self.settings.weights.shape
+        most_seqs = max((cell.batch for cell in cells), default=1)
+        is_gpu = settings.device != "cpu"
         kv_tokens = max((cell.kv_tokens for cell in cells), default=0) + _SLACK_TOKENS
+        kv_tokens += most_seqs * _DRAWN_BEFORE if is_gpu else 0  # long prompts of many: the first ones draw meanwhile
         arguments = {
+            "device": settings.device,
             "threads": settings.num_threads,
             "kv_tokens": kv_tokens,
-            "kv_bytes": kv_tokens * shape.kv_token_values * _KV_BYTES,
+            "kv_bytes": kv_tokens * shape.kv_token_values * (_KV_BYTES_GPU if is_gpu else _KV_BYTES),
             "max_len": min(shape.max_len, max((longest(cell, settings.load) for cell in cells), default=1)),
-            "max_seqs": max((cell.batch for cell in cells), default=1) + 8,
+            "max_seqs": most_seqs + 8,
         }
         return LoadOrder(arguments, self.logs, settings.load_s)
 
     def _machine_order(self) -> LoadOrder:
         settings, shape = self.settings, self.settings.weights.shape
         sizes = {precision: int(shape.weight_bytes(precision)) for precision in settings.precisions}
-        arguments = {"threads": settings.num_threads, "sizes": sizes, "matrices": shape.matrices}
+        arguments = {
+            "threads": settings.num_threads,
+            "sizes": sizes,
+            "matrices": shape.matrices,
+            "device": settings.device,
+        }
         return LoadOrder(arguments, self.logs, settings.load_s)
 
     def _load_all(
@@ -248,8 +268,7 @@ def choose_cells(shape: Shape, settings: EngineSettings, num_systems: int) -> tu
 
     kv_tokens, why = settings.kv_tokens, "kv-tokens is"
     if kv_tokens is None:
-        free = free_memory_bytes("cpu") * _KV_SHARE
-        kv_tokens = int(free / (max(1, num_systems) * shape.kv_token_values * _KV_BYTES))
+        kv_tokens = _affordable_tokens(shape, settings, free_memory_bytes(settings.device), max(1, num_systems))
         why = "the memory allows each system"
     kept, left_out = [], []
     for cell in create_cells(shape, settings.load):
@@ -261,6 +280,20 @@ def choose_cells(shape: Shape, settings: EngineSettings, num_systems: int) -> tu
         else:
             kept.append(cell)
     return kept, left_out
+
+
+def _affordable_tokens(shape: Shape, settings: EngineSettings, free: int, num_systems: int) -> int:
+    """Return the tokens of KV for which each system has memory. On a GPU each has its weights there, too."""
+    if settings.device == "cpu":
+        return int(free * _KV_SHARE / (num_systems * shape.kv_token_values * _KV_BYTES))
+    own = shape.weight_bytes(Precision.BF16) + _GPU_SYSTEM_BYTES
+    left = max(0.0, free - num_systems * own - _GPU_BOUNDS_BYTES)
+    return int(left * _KV_SHARE_GPU / (num_systems * shape.kv_token_values * _KV_BYTES_GPU))
+
+
+def _gpu_note(bounds: Answer | Refusal) -> str:
+    name = bounds.values["note"] if isinstance(bounds, Answer) else "a GPU that could not be measured"
+    return f"a layer's products in bfloat16 on {name}; median of the run"
 
 
 def longest(cell: Cell, load: Load) -> int:

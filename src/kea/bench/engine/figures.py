@@ -13,7 +13,7 @@ from kea.bench.engine.running import Rates, Rounds
 from kea.bench.engine.shapes import Shape
 from kea.bench.statistics import Latency, Slo, goodput
 
-READ, PRODUCT = "read", "f32"
+READ, PRODUCT = "read", "product"
 TTFT_FACTOR, TPOT_FACTOR = 2.0, 1.5
 
 
@@ -29,6 +29,7 @@ class Measured:
     peaks: tuple[Bound, ...] = ()
     kv_value_bytes: float = 4.0
     """Of Kea's KV, of which the bounds are."""
+    product_note: str = "a layer's products in fp32; median of the run"
 
     @property
     def labels(self) -> list[str]:

@@ -58,7 +58,8 @@ class Weights:
 @dataclass(frozen=True, slots=True)
 class PeerKind:
     """`precisions`: those that it has; asked for another, it runs at the first. `prepare` makes and returns weights.
-    `preloads` are libraries within its environment that its process is started with, where they are there.
+    `preloads` are libraries within its environment that its process is started with, where they are there. `is_own`:
+    it needs nothing that Kea does not, and runs in Kea's python. `device`: the kind that it is driven on.
     """
 
     driver: str
@@ -66,6 +67,8 @@ class PeerKind:
     prepare: Callable[[Path, Weights, Precision], tuple[Path, Mapping[str, object]]]
     env: Mapping[str, str] = field(default_factory=dict)
     preloads: tuple[str, ...] = ()
+    is_own: bool = False
+    device: str = "cpu"
 
     def process_env(self, folder: Path) -> Mapping[str, str]:
         """Return what is set for the process of the peer whose environment is in `folder`."""
@@ -101,9 +104,10 @@ def kea_specs(weights: Weights, precisions: Sequence[Precision], kv_cache_dtype:
     return specs
 
 
-def machine_spec() -> SystemSpec:
-    """Return the bounds of the machine, as one more system."""
-    return SystemSpec("machine", Precision.F32, Path(sys.executable), _DRIVERS / "drive_machine.py", Path())
+def machine_spec(device: str = "cpu") -> SystemSpec:
+    """Return the bounds of a machine's device, as one more system."""
+    driver = "drive_machine.py" if device == "cpu" else "drive_machine_gpu.py"
+    return SystemSpec("machine", Precision.F32, Path(sys.executable), _DRIVERS / driver, Path())
 
 
 def peer_specs(name: str, folder: Path, weights: Weights, precisions: Sequence[Precision]) -> list[SystemSpec | Absent]:
@@ -120,8 +124,8 @@ def peer_specs(name: str, folder: Path, weights: Weights, precisions: Sequence[P
 
 def _peer_spec(name: str, kind: PeerKind, folder: Path, weights: Weights, precision: Precision) -> SystemSpec | Absent:
     label = f"{name} {precision}"
-    python = folder / "bin" / "python"
-    if not (folder / "made").exists() or not python.exists():
+    python = Path(sys.executable) if kind.is_own else folder / "bin" / "python"
+    if not kind.is_own and not ((folder / "made").exists() and python.exists()):
         return Absent(label, f"{folder} has no finished environment; `make peers ARGS={name}` makes it")
     try:
         model, load_args = kind.prepare(folder, weights, precision)
@@ -131,7 +135,7 @@ def _peer_spec(name: str, kind: PeerKind, folder: Path, weights: Weights, precis
 
 
 def as_is(_folder: Path, weights: Weights, _precision: Precision) -> tuple[Path, Mapping[str, object]]:
-    """Give the 16-bit checkpoint: these systems widen it to fp32 when they load it."""
+    """Give the 16-bit checkpoint: on a CPU these systems widen it to fp32 when they load it."""
     return weights.checkpoint(Precision.BF16), {}
 
 
@@ -204,4 +208,15 @@ PEERS: dict[str, PeerKind] = {
         preloads=("lib/libiomp5.so",),  # vLLM's own advice for x86; 5 to 15 % faster
     ),
     "transformers": PeerKind("drive_transformers.py", (Precision.F32,), as_is, _OFFLINE),
+    "transformers-static": PeerKind(
+        "drive_transformers_static.py", (Precision.BF16,), as_is, _OFFLINE, is_own=True, device="cuda"
+    ),
+    "transformers-batching": PeerKind(
+        "drive_transformers_batching.py", (Precision.BF16,), as_is, _OFFLINE, is_own=True, device="cuda"
+    ),
 }
+
+
+def peers_of(device: str) -> tuple[str, ...]:
+    """Return the peers that can be driven on a device ("cpu", "cuda:0")."""
+    return tuple(name for name, kind in PEERS.items() if device.startswith(kind.device))

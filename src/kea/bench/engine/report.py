@@ -98,7 +98,7 @@ def _bounds(measured: Measured) -> Iterator[Bound]:
         yield Bound(f"read_rate_{name}", rate, "GB/s", note)
     for name in every[0][PRODUCT]:
         rate = statistics.median(rates[PRODUCT][name] for rates in every) / 1e9
-        yield Bound(f"product_rate_{name}_rows", rate, "GFLOP/s", "a layer's products in fp32; median of the run")
+        yield Bound(f"product_rate_{name}_rows", rate, "GFLOP/s", measured.product_note)
 
 
 def _failures(measured: Measured) -> Iterator[Failure]:

@@ -17,7 +17,7 @@ T = TypeVar("T")
 Results = dict[tuple[str, str], dict[int, Answer | Refusal]]
 """By system and cell, then by round."""
 Rates = Mapping[str, Mapping[str, float]]
-"""Of the machine: "read" by precision in bytes/s, "f32" by rows of x in operations/s."""
+"""Of the machine: "read" by precision in bytes/s, "product" by rows of x in operations/s."""
 
 _SLOW_START_S = 20.0  # systems that start more slowly are started anew in the first round only
 

@@ -16,7 +16,7 @@ import typer
 from kea.bench.base import Scalar
 from kea.bench.engine.base import Precision
 from kea.bench.engine.cells import SCENARIOS, Load
-from kea.bench.engine.peers import PEERS, Weights, native_precision
+from kea.bench.engine.peers import PEERS, Weights, native_precision, peers_of
 from kea.bench.engine.shapes import SHAPES, read_shape
 from kea.bench.integers import parse_integer
 from kea.bench.load.arrivals import poisson_offsets
@@ -56,6 +56,7 @@ LengthScale = Annotated[float, _option(_LOAD, "Multiplies the trace's lengths.",
 Rate = Annotated[float, _option(_LOAD, "Arrivals per second, a Poisson process.", "NUMBER")]
 NumRequests = Annotated[str, _option(_LOAD, "Arrivals in a round.", "COUNT")]
 
+Device = Annotated[str, _option(_RUN, "Where Kea and its peers run: cpu, cuda or cuda:N.", "NAME")]
 Rounds = Annotated[int, _option(_RUN, "Each measures every cell on every system in turn.", "COUNT")]
 Steps = Annotated[int, _option(_RUN, "Decode steps timed per cell and round.", "COUNT")]
 Threads = Annotated[int | None, _option(_RUN, "Of every system; by default one per core.", "COUNT")]
@@ -95,6 +96,12 @@ class EngineSettings:
     load_s: float
     limit_s: float | None
     kv_cache_dtype: str = "auto"
+    device: str = "cpu"
+
+    @property
+    def kv_value_bytes(self) -> float:
+        """The bytes of a value of Kea's KV. On a GPU they are kept as they are computed."""
+        return 2.0 if self.device != "cpu" else self.weights.shape.kv_value_bytes(self.kv_cache_dtype)
 
     def describe(self) -> dict[str, Scalar]:
         """Return what shaped the load, for the report."""
@@ -112,6 +119,7 @@ class EngineSettings:
             "num_threads": self.num_threads,
             "kv_tokens": self.kv_tokens,
             "kv_cache_dtype": self.kv_cache_dtype,
+            "device": self.device,
             "seed": load.seed,
             "limit_s": self.limit_s,
         }
@@ -152,14 +160,32 @@ def read_kv_cache_dtype(text: str) -> str:
     return text
 
 
-def read_peers(text: str) -> tuple[str, ...]:
+def read_peers(text: str, device: str) -> tuple[str, ...]:
+    """Return the peers that are named, of those that run on the device."""
+    known = peers_of(device)
     if text in (ALL, NONE):
-        return tuple(PEERS) if text == ALL else ()
-    return tuple(_names(text, "peers", list(PEERS)))
+        return known if text == ALL else ()
+    return tuple(_names(text, "peers", known))
 
 
-def read_scenarios(text: str) -> tuple[str, ...]:
-    return SCENARIOS if text == ALL else tuple(_names(text, "scenarios", SCENARIOS))
+def read_scenarios(text: str, device: str) -> tuple[str, ...]:
+    """Return the scenarios that are named. What the host does beside a GPU is not apart from it: no overhead there."""
+    known = SCENARIOS if device == "cpu" else tuple(name for name in SCENARIOS if name != "overhead")
+    return known if text == ALL else tuple(_names(text, "scenarios", known))
+
+
+def check_on_device(device: str, precisions: Sequence[Precision], kv_cache_dtype: str) -> str:
+    """Return the device to measure on. Raises InvalidRequest where it is not there, or has no such arithmetic."""
+    from kea.engine.machine import resolve_device  # imports torch: only once it is asked for
+
+    found = resolve_device(device)
+    if found == "cpu":
+        return found
+    if tuple(precisions) != (Precision.BF16,):
+        raise InvalidRequest(f"precisions is {','.join(precisions)}; on {found} it is bf16.", param="precisions")
+    if kv_cache_dtype != "auto":
+        raise InvalidRequest(f"kv-cache-dtype is {kv_cache_dtype!r}; on {found} it is auto.", param="kv-cache-dtype")
+    return found
 
 
 def read_sizes(text: str, param: str) -> tuple[int, ...]:

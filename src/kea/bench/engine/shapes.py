@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _FORMAT = 1  # of the cache: raise it when the bytes written change
 _STD = 0.02
+_BLOCK_NUMEL = 1 << 26  # of a tensor that is larger, the numbers repeat: drawing 8 billion takes minutes
 _BYTES = {Precision.BF16: 2.0, Precision.F32: 4.0, Precision.INT8: 1.0}
 FIRST_WORD = 259  # token ids below are specials and bytes
 
@@ -109,6 +110,8 @@ SHAPES = {
         Shape("25m", 8, 384, 1024, 6, 2, 8192),
         Shape("100m", 30, 576, 1536, 9, 3, 8192),
         Shape("360m", 32, 960, 2560, 15, 5, 49152),
+        Shape("1b", 16, 2048, 8192, 32, 8, 128_256, max_len=16_384),
+        Shape("8b", 32, 4096, 14_336, 32, 8, 128_256, head_dim=128, is_tied=False, max_len=16_384),
     )
 }
 
@@ -164,7 +167,11 @@ def write_checkpoint(shape: Shape, dtype: str, folder: Path) -> None:
     def draw(*size: int) -> torch.Tensor:
         if len(size) == 1:
             return torch.ones(size, dtype=kind)
-        return (torch.randn(size, generator=generator) * _STD).to(kind)
+        numel = math.prod(size)
+        if numel <= _BLOCK_NUMEL:
+            return (torch.randn(size, generator=generator) * _STD).to(kind)
+        block = (torch.randn(_BLOCK_NUMEL, generator=generator) * _STD).to(kind)
+        return block.repeat(-(-numel // _BLOCK_NUMEL))[:numel].view(size)
 
     save_file(dict(_tensors(shape, draw)), folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(shape.config(dtype), indent=1), encoding="utf-8")

@@ -19,6 +19,7 @@ from kea.models.lean.decoder import LeanDecoding
 from kea.types import GenerateOptions, Sampling, Stopping
 
 _SLACK = 128  # tokens beyond those measured, at most (others begin, a burst ends): contexts are freed, not finished
+_GPU_STEP_TOKENS = 8192  # few steps until all of many long prompts decode
 Request = tuple[float, list[int], int]
 
 
@@ -37,11 +38,13 @@ class Driver:
 
     def load(
         self, model: str, threads: int, kv_bytes: int, max_len: int, quantize: str | None = None,
-        *, kv_cache_dtype: str = "auto", **_: Any,
+        *, kv_cache_dtype: str = "auto", device: str = "cpu", **_: Any,
     ) -> dict[str, Any]:  # fmt: skip
         """Load the model with `kv_bytes` of pages; `quantize` and `kv_cache_dtype` as in `EngineConfig`."""
         limits = {"num_threads": threads, "kv_memory_bytes": kv_bytes, "max_model_len": max_len}
-        fields: dict[str, Any] = {"model": model, "device": "cpu", "kv_cache_dtype": kv_cache_dtype, **limits}
+        fields: dict[str, Any] = {"model": model, "device": device, "kv_cache_dtype": kv_cache_dtype, **limits}
+        if device != "cpu":
+            fields["max_num_batched_tokens"] = _GPU_STEP_TOKENS
         if quantize is not None:
             fields["quantize"] = quantize
         self._core = EngineCore.load(EngineConfig(**fields))

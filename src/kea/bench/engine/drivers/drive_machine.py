@@ -44,7 +44,7 @@ class Driver:
         """Return the best rates of a few repetitions: bytes/s by array, operations/s by rows of x and type."""
         read = {name: array.nbytes / _best(self._reader(array)) for name, array in self._arrays.items()}
         product = {str(num_rows): self._product_rate(num_rows, torch.float32) for num_rows in rows}
-        return {"read": read, "f32": product}
+        return {"read": read, "product": product}
 
     def bf16_peak(self, rows: int) -> dict[str, Any]:
         """Return the operations/s of products in bfloat16, a sum of which can stand for one in fp32."""
