@@ -273,7 +273,7 @@ def _try_load_noted(
     if spec is None or found is None:
         return None
     report = progress or (lambda _: None)
-    report(LoadProgress("check", 0, 1))
+    report(LoadProgress("weights", 0, 1))
     facts = _facts(
         config,
         attention,
@@ -283,7 +283,7 @@ def _try_load_noted(
         num_parameters=found.num_parameters,
     )
     try:
-        decoder = _prove_lean(StoredModel(Path(order.source)), spec, facts, found, order)
+        decoder = _prove_lean(StoredModel(Path(order.source)), spec, facts, found, order, report=report)
     except (ModelLoadFailed, AttributeError, OSError, RuntimeError, ValueError) as error:
         logger.info(
             "What was noted of %s is not so any more; it is loaded as if for the first time: %s", order.source, error
@@ -293,11 +293,19 @@ def _try_load_noted(
     return decoder
 
 
-def _prove_lean(weights_of: Any, spec: DecoderSpec, facts: ModelFacts, found: Finding, order: Order) -> DecoderModel:
+def _prove_lean(
+    weights_of: Any,
+    spec: DecoderSpec,
+    facts: ModelFacts,
+    found: Finding,
+    order: Order,
+    *,
+    report: ProgressCallback = lambda _: None,
+) -> DecoderModel:
     """Return our own decoder with the weights of a model, or of its files, once it computes what is expected.
 
-    Raises `ModelLoadFailed` where it does not. The proof is with KV as they are; a decoder that rounds them is the same
-    one over another cache.
+    `report`: told when the weights have been read, and that the check begins. Raises `ModelLoadFailed` where it does
+    not. The proof is with KV as they are; a decoder that rounds them is the same one over another cache.
     """
     from kea.attention import create_backend
     from kea.models.lean import LeanDecoder, fuse_weights
@@ -305,6 +313,8 @@ def _prove_lean(weights_of: Any, spec: DecoderSpec, facts: ModelFacts, found: Fi
 
     backend = create_backend("numba")
     weights = fuse_weights(weights_of, spec, is_tied=found.is_tied, quantize=order.quantize is not None)
+    report(LoadProgress("weights", 1, 1))
+    report(LoadProgress("check", 0, 1))
     facts = replace(facts, backend=backend.name)
     exact = replace(facts, kv_dtype=facts.dtype, kv_token_bytes=_kv_token_bytes(facts.layers, order.dtype))
     decoder = LeanDecoder(spec, weights, exact, backend, rotary=found.rotary)
