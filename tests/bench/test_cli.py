@@ -152,7 +152,7 @@ FLAGS = {
     "--trace-time-scale", "--warmups", "--cache-dir", "--peers-dir", "--start", "--start-flags",
 }  # fmt: skip
 ENGINE_FLAGS = {
-    "--batches", "--cache-dir", "--contexts", "--json", "--kv-cache-dtype", "--kv-tokens", "--model",
+    "--batches", "--cache-dir", "--contexts", "--device", "--json", "--kv-cache-dtype", "--kv-tokens", "--model",
     "--num-requests", "--peers", "--peers-dir", "--precisions", "--prompt-lens", "--quick", "--rate", "--rounds",
     "--scenarios", "--seed", "--sequences", "--steps", "--threads", "--time-limit-s", "--timeout-s", "--trace",
     "--trace-length-scale",
