@@ -84,7 +84,7 @@ def test_a_supervisors_signal_to_all_lets_a_stream_end(stories260k: Path) -> Non
         children = children_of(server.process.pid)
         assert children
         client = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-        options = {"ignore_eos": True}
+        options = {"ignore_eos": True, "n": 32}  # one output would be over before the signal is looked at
         stream = client.completions.create(
             model="stories260k", prompt="Once", max_tokens=400, stream=True, extra_body=options
         )
