@@ -53,7 +53,7 @@ def test_a_run_measures_kea_a_peer_and_the_machine(tiny: Path, tmp_path: Path, m
     (environment / "bin" / "python").symlink_to(sys.executable)
     report, trace = tmp_path / "report.json", tmp_path / "trace.csv"
     trace.write_text(TRACE)
-    scenarios = ("--scenarios", "prefill,decode,arrivals,cache,overhead,latency", "--kv-cache-dtype", "int8")
+    scenarios = ("--scenarios", "prefill,decode,arrivals,cache,overhead,latency,lookup", "--kv-cache-dtype", "int8")
     result = invoke(
         tmp_path,
         *("--model", str(tiny), "--peers", "fake,vllm", *scenarios, *SMALL),
@@ -74,7 +74,7 @@ def test_a_run_measures_kea_a_peer_and_the_machine(tiny: Path, tmp_path: Path, m
     assert {bound["unit"] for bound in data["bounds"]} == {"GB/s", "GFLOP/s"}
     assert any("make peers ARGS=vllm" in lost["message"] for lost in data["failures"])
     assert any("prefix cache" in lost["message"] and lost["peer"] == "fake f32" for lost in data["failures"])
-    for name in ("ttft", "tpot", "e2e", "cold_time", "warm_time", "median_error_ratio"):
+    for name in ("ttft", "tpot", "e2e", "cold_time", "warm_time", "median_error_ratio", "time_with_guesses"):
         assert any(one["name"] == name and one["peer"] == "kea bf16" for one in data["samples"]), name
     assert "decode batch 2, context 16: kea bf16 against fake f32" in result.output
 

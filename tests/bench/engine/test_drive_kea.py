@@ -28,6 +28,7 @@ def test_no_measurement_leaves_a_context_or_a_page_in_use(driver: Driver) -> Non
     driver.decode(PROMPTS, steps=2, warmups=1)
     driver.overhead(PROMPTS, steps=2, warmups=1)
     driver.steady(PROMPTS * 2, output_len=3, num_running=2)
+    driver.lookup(PROMPTS, output_len=6, num_guesses=4)
     driver.arrivals([(0.0, PROMPTS[0], 3), (0.01, PROMPTS[1], 2)])
     driver.unloaded([(0.0, PROMPTS[2], 2)])
     driver.core.step()
@@ -69,3 +70,13 @@ def test_a_warm_prompt_reads_what_a_cold_one_left(driver: Driver) -> None:
     assert driver.core.snapshot().memory.hit_tokens - before >= 192
     driver.prefill([5] * 200)
     assert driver.core.snapshot().memory.hit_tokens - before < 384
+
+
+def test_guesses_are_counted_and_leave_outputs_as_they_are(driver: Driver) -> None:
+    passage = [3 + index * 7 % 390 for index in range(40)]
+    found = driver.lookup([passage * 3 + passage[:8], PROMPTS[1]], output_len=40, num_guesses=4)
+    assert len(found["plain_s"]) == len(found["lookup_s"]) == 2
+    assert min(found["plain_s"] + found["lookup_s"]) > 0
+    assert 0 < found["num_right"] <= found["num_guesses"]
+    assert found["same_ratio"] == 1.0
+    assert driver.lookup(PROMPTS, output_len=4, num_guesses=0)["num_guesses"] == 0

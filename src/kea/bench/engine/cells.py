@@ -13,10 +13,11 @@ from typing import Any
 from kea.bench.engine.base import Order
 from kea.bench.engine.shapes import FIRST_WORD, Shape
 
-SCENARIOS = ("prefill", "decode", "arrivals", "shared", "cache", "start", "overhead", "latency")
+SCENARIOS = ("prefill", "decode", "arrivals", "shared", "cache", "start", "overhead", "latency", "lookup")
 
 SHARED_PREFIX, SHARED_OWN, NUM_GROUPS, GROUP_LEN, NUM_STRANGERS = 2048, 128, 4, 64, 4
 OVERHEAD_BATCH, STEADY_BATCH = 32, 8
+LOOKUP_BATCHES, LOOKUP_LEN, NUM_GUESSES = (1, 8), 96, 8
 ALONE = "arrivals, one at a time"
 _WARMUPS = 2
 _STEPS_ROOM = 64
@@ -65,6 +66,7 @@ def create_cells(shape: Shape, load: Load) -> list[Cell]:
         "start": _start,
         "overhead": _overhead,
         "latency": _latency,
+        "lookup": _lookup,
     }
     return [cell for name in SCENARIOS if name in load.scenarios for cell in makers[name](words, load)]
 
@@ -194,6 +196,19 @@ def _latency(words: _Words, load: Load) -> Iterator[Cell]:
     room = STEADY_BATCH * (128 + 2 * load.num_steps + _STEPS_ROOM)
     name = f"latency model, {STEADY_BATCH} running"
     yield Cell("latency", name, "steady", room, STEADY_BATCH, 128, arguments, is_own=True)
+
+
+def _lookup(words: _Words, _: Load) -> Iterator[Cell]:
+    """A passage three times and the begin of a fourth: what follows is found in the prompt, if the model repeats."""
+    for batch in LOOKUP_BATCHES:
+
+        def arguments(round_idx: int, batch: int = batch) -> Mapping[str, Any]:
+            passages = words.prompts(batch, 64, "lookup", round_idx)
+            prompts = [passage * 3 + passage[:8] for passage in passages]
+            return {"prompts": prompts, "output_len": LOOKUP_LEN, "num_guesses": NUM_GUESSES}
+
+        room = batch * (200 + LOOKUP_LEN + _STEPS_ROOM)
+        yield Cell("lookup", f"prompt lookup, batch {batch}", "lookup", room, batch, 200, arguments, is_own=True)
 
 
 def _arrivals(words: _Words, load: Load) -> Iterator[Cell]:

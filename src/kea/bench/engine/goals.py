@@ -179,11 +179,27 @@ def _own(measured: Measured) -> Iterator[Show]:
                 name = f"{cell.name}: {ours.label}, median error of prediction"
                 spread = try_spread([100 * value[0] for value in errors])
                 yield _row(measured, name, spread, "%", Goal(10.0, is_most=True))
+            elif cell.scenario == "lookup":
+                yield from _lookup(measured, ours, cell)
             elif cell.scenario == "cache":
                 cold, warm = (_firsts(measured, ours.label, cell.name, key) for key in ("cold_s", "warm_s"))
                 yield _row(
                     measured, f"{cell.name}: {ours.label}, cold over warm", try_spread(ratios(cold, warm)), "x", None
                 )
+
+
+def _lookup(measured: Measured, ours: _Label, cell: Cell) -> Iterator[Show]:
+    """Rows on guessed tokens: what they gain, how many were right, and whether an output became another one."""
+    plain, guessing = (values_of(measured, ours.label, cell.name, key) for key in ("plain_s", "lookup_s"))
+    gains = try_spread(
+        [one / other for key in plain for one, other in zip(plain[key], guessing[key], strict=True)] if plain else []
+    )
+    yield _row(measured, f"{cell.name}: {ours.label}, tokens per second with guesses over without", gains, "x", None)
+    right, made = (_firsts(measured, ours.label, cell.name, key) for key in ("num_right", "num_guesses"))
+    hits = try_spread(ratios(right, {key: value for key, value in made.items() if value > 0}))
+    yield _row(measured, f"{cell.name}: {ours.label}, guesses that were right", hits, "of the guesses", None)
+    same = try_spread(list(_firsts(measured, ours.label, cell.name, "same_ratio").values()))
+    yield _row(measured, f"{cell.name}: {ours.label}, outputs as without guesses", same, "of the outputs", Goal(1.0))
 
 
 def _parts(measured: Measured, label: str, cell: str) -> Iterator[tuple[tuple[float, ...], ...]]:

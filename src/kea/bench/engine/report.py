@@ -21,6 +21,8 @@ _MS_KEYS = {
     "seconds": "time",
     "cold_s": "cold_time",
     "warm_s": "warm_time",
+    "plain_s": "time_without_guesses",
+    "lookup_s": "time_with_guesses",
     "model_s": "model_time",
     "sampler_s": "sampler_time",
 }

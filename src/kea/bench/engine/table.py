@@ -59,6 +59,10 @@ def _add_cell(table: Table, measured: Measured, cell: Cell, labels: list[str], p
         table.add_row(f"{cell.name}, cold (ms)", *bounds, *cells)
         warm = [_median_ms(measured, label, cell.name, "warm_s") for label in labels]
         table.add_row(f"{cell.name}, warm (ms)", *bounds, *warm)
+    elif cell.scenario == "lookup":
+        for key, what in (("plain_s", "without guesses"), ("lookup_s", "with guesses")):
+            spelled = [_median_ms(measured, label, cell.name, key) for label in labels]
+            table.add_row(f"{cell.name}, {what} (ms)", *bounds, *spelled)
     elif cell.scenario in ("arrivals", "latency"):
         _add_other(table, measured, cell, labels, bounds)
     else:

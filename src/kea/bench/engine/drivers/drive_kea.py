@@ -16,7 +16,7 @@ from kea.engine.config import EngineConfig
 from kea.engine.core import EngineCore
 from kea.engine.sampling import Sampler
 from kea.models.lean.decoder import LeanDecoding
-from kea.types import GenerateOptions, Sampling, Stopping
+from kea.types import GenerateOptions, Sampling, Speculation, Stopping
 
 _SLACK = 128  # tokens beyond those measured, at most (others begin, a burst ends): contexts are freed, not finished
 _GPU_STEP_TOKENS = 8192  # few steps until all of many long prompts decode
@@ -154,6 +154,42 @@ class Driver:
         latency = self.core.snapshot().latency
         return {"median_error_ratio": latency.median_error_ratio, "num_steps": latency.num_samples - before}
 
+    def lookup(self, prompts: list[list[int]], output_len: int, num_guesses: int) -> dict[str, Any]:
+        """Time the outputs of the prompts from the step behind their first tokens, without guesses and with them, twice
+        in turn; count the guesses that were verified, those that were right, and the outputs that stayed as they were.
+        """
+        seconds: dict[int, list[float]] = {0: [], num_guesses: []}
+        outputs: dict[int, list[list[int]]] = {}
+        before = self.core.snapshot()
+        for number in (0, num_guesses) * 2:
+            elapsed, outputs[number] = self._outputs(prompts, output_len, number)
+            seconds[number].append(elapsed)
+        after = self.core.snapshot()
+        same = sum(one == other for one, other in zip(outputs[0], outputs[num_guesses], strict=True))
+        return {
+            "plain_s": seconds[0],
+            "lookup_s": seconds[num_guesses],
+            "num_guesses": after.num_draft_tokens - before.num_draft_tokens,
+            "num_right": after.num_accepted_tokens - before.num_accepted_tokens,
+            "same_ratio": same / len(prompts),
+        }
+
+    def _outputs(self, prompts: list[list[int]], output_len: int, num_guesses: int) -> tuple[float, list[list[int]]]:
+        """Run the prompts to their ends; return the seconds since all had a token, and what they became."""
+        self.core.handle(ClearCache())
+        owners = [self._begin(prompt, output_len, num_guesses=num_guesses) for prompt in prompts]
+        tokens: dict[int, list[int]] = {generation_id: [] for _, generation_id in owners}
+        started = None
+        while any(len(one) < output_len for one in tokens.values()):
+            for generated in self._step():
+                tokens[generated.generation_id] += generated.chunk.token_ids
+            if started is None and all(tokens.values()):
+                started = time.perf_counter()
+        elapsed = time.perf_counter() - started if started is not None else 0.0
+        for context_id, _ in owners:
+            self.core.handle(Free(context_id))
+        return elapsed, list(tokens.values())
+
     @contextmanager
     def _generating(
         self, prompts: Sequence[list[int]], num_steps: int, tenants: Sequence[str] | None = None
@@ -205,9 +241,12 @@ class Driver:
         self.core.handle(Free(context_id))  # its full pages stay in the prefix cache
         return seconds
 
-    def _begin(self, prompt: list[int], output_len: int, tenant: str = "") -> tuple[int, int]:
+    def _begin(self, prompt: list[int], output_len: int, tenant: str = "", num_guesses: int = 0) -> tuple[int, int]:
         context_id, generation_id = next(self._ids), next(self._ids)
-        options = GenerateOptions(Stopping(output_len, ignore_eos=True), Sampling(temperature=0.0))
+        guessing = Speculation(num_guesses)
+        options = GenerateOptions(
+            Stopping(output_len, ignore_eos=True), Sampling(temperature=0.0), speculation=guessing
+        )
         self.core.handle(CreateContext(context_id, ContextSpec(tenant)))
         self.core.handle(Append(context_id, tuple(prompt)))
         self.core.handle(Generate(context_id, generation_id, options))
