@@ -15,6 +15,7 @@ from kea.engine.base import ContextSpec, StepShape
 from kea.engine.bursts import MAX_ROUNDS, BurstPlanner
 from kea.engine.config import DecodingConfig, EngineConfig, StepLimits, resolve_limits
 from kea.engine.core import EngineCore
+from kea.engine.guessing import Payoff
 from kea.engine.latency import LatencyModel
 from kea.errors import EngineFault
 from kea.memory import KVMemory, MemoryConfig
@@ -223,6 +224,7 @@ def test_what_a_model_cannot_draw_is_one_token_at_a_time(
     make_driver: MakeDriver, stories_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also for the rows beside it; and what it changes nothing of, is drawn in bursts again."""
+    monkeypatch.setattr(Payoff, "pays", lambda *_: True)
     plain = Sampling(temperature=0.0)
     length = Stopping(20, ignore_eos=True)
     others = {

@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from kea.engine.bursts import BurstPlanner
 from kea.engine.config import StepLimits
-from kea.engine.draft import Draft, StepWork, WorkItem, shape_of
+from kea.engine.draft import Draft, StepWork, WorkItem
 from kea.engine.forecast import Demand, OutputLengths, peak_pages
+from kea.engine.guessing import STRETCH, Guesser
 from kea.engine.latency import NO_LIMIT, LatencyModel
 from kea.engine.queue import WaitingQueue
-from kea.engine.speculation import PROBE_STEPS, GuessBudget
 from kea.engine.standing import DecodeBatch
 from kea.engine.state import ContextState, Phase
 from kea.memory import KVMemory, PageCopy
@@ -42,7 +41,7 @@ class Batcher:
         self._running: list[ContextState] = []  # by rank
         self._resting: dict[int, ContextState] = {}  # idle or waiting, but holding pages; oldest first
         self._copies: list[PageCopy] = []
-        self._num_declined = PROBE_STEPS  # steps in which no guess was verified
+        self._guesser = Guesser(memory, latency)
         self._bursts = BurstPlanner(limits, memory, latency, self.settle_context)
         self._standing: DecodeBatch | None = None
         self._is_ahead = False  # while a step is planned behind one that has not landed
@@ -119,7 +118,7 @@ class Batcher:
         self._memory.begin_step([context.pages for context in self._running if context.num_flying])
         draft = Draft(self._limits, self._latency)
         self._plan_decodes(draft)
-        self._plan_guesses(draft)
+        stretch = STRETCH if self._guesser.plan(draft, len(self._running)) else 0
         prefilling = [c for c in self._running if c.context_id not in draft.items and not _is_done_flying(c)]
         may_admit = True
         for priority in sorted({context.spec.priority for context in prefilling} | self._waiting.priorities):
@@ -134,7 +133,7 @@ class Batcher:
         if len(items) < len(self._running) or not (is_alone or len(items) == self._limits.max_num_seqs):
             self._bursts.interrupt()
         else:
-            self._standing = self._bursts.form(items, is_alone=is_alone)
+            self._standing = self._bursts.form(items, is_alone=is_alone, stretch=stretch)
         if self._standing is None:
             return StepWork(copies, items)
         self._standing.copies = copies
@@ -157,8 +156,15 @@ class Batcher:
     def advance(self, batch: DecodeBatch, seconds: float) -> None:
         """Note that the step of a batch was computed and its tokens were taken, and how long that took."""
         self._bursts.observe(batch, seconds)
+        if batch.speculates:
+            num_contexts = len(batch.contexts)
+            self._guesser.observe(num_contexts, batch.num_rounds * num_contexts, seconds)
         batch.num_done += batch.num_rounds
         batch.copies = ()
+
+    def note_decoded(self, num_contexts: int, num_tokens: int, seconds: float) -> None:
+        """Note what a step took that only decoded so many tokens of contexts, some of which speculate."""
+        self._guesser.observe(num_contexts, num_tokens, seconds)
 
     def complete(self, item: WorkItem) -> None:
         """Record that an item was computed: its full pages enter the prefix tree."""
@@ -190,7 +196,7 @@ class Batcher:
         before it but through the model, and nothing is about to be hidden from it.
         """
         generation = context.generation
-        if generation is not None and context.num_unknown and not generation.is_drawn_plainly:
+        if generation is not None and context.num_unknown and not generation.is_independent:
             return False
         is_settled = self._memory.chunk_stop(context.pages, NO_LIMIT) == NO_LIMIT
         return is_settled and not context.wants_scores
@@ -202,27 +208,6 @@ class Batcher:
             if context.phase is Phase.RUNNING:
                 self._plan_item(context, draft, context.start + 1)
         draft.num_decodes = len(draft.items)
-
-    def _plan_guesses(self, draft: Draft) -> None:
-        """Let the decoding contexts that speculate verify guesses too, as many as pay and as there is memory for."""
-        guessing = [i for i in draft.items.values() if i.context.generation and i.context.generation.lookup is not None]
-        if not guessing:
-            return
-        probes = self._num_declined >= PROBE_STEPS
-        shape = shape_of(draft.items.values())
-        worth = GuessBudget(self._latency, shape, draft.num_decodes, draft.objective_s, probes=probes)
-        self._num_declined += 1
-        for item in guessing:
-            generation, pages = item.context.generation, item.context.pages
-            assert generation is not None
-            assert generation.lookup is not None
-            guesses = generation.guess(item.context)
-            most = min(draft.budget, self._memory.chunk_stop(pages, item.stop + len(guesses)) - item.stop)
-            num_taken = worth.take(generation.lookup.hit_ratio, item.stop, min(most, len(guesses)))
-            is_spare = self._memory.num_available >= len(self._running)  # the next pages are for tokens that are sure
-            if num_taken > 0 and is_spare and self._memory.try_reserve(pages, item.stop + num_taken):
-                draft.put(replace(item, guesses=tuple(guesses[:num_taken])))
-                self._num_declined = 0
 
     def _plan_chunk(self, context: ContextState, draft: Draft, most: int) -> None:
         """Plan a running context's next chunk of at most `most` tokens, in place of the one it has in this step."""

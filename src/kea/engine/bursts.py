@@ -42,12 +42,13 @@ class BurstPlanner:
         self._num_kept = 0  # steps for which the last choice still stands
         self._times: list[float] = []
 
-    def form(self, items: Sequence[WorkItem], *, is_alone: bool) -> DecodeBatch | None:
+    def form(self, items: Sequence[WorkItem], *, is_alone: bool, stretch: int = 0) -> DecodeBatch | None:
         """Return the batch of a step in which nothing else happens; None where the model cannot draw for all items.
 
-        `is_alone`: no context waits, so that a step may have several rounds.
+        `is_alone`: no context waits, so that a step may have several rounds. `stretch`: for so many rounds contexts
+        that speculate may go without guesses.
         """
-        num_left = self._count_left(items)
+        num_left = self._count_left(items, stretch)
         if num_left == 0 or not is_alone:
             self._most = 1
         if num_left == 0:
@@ -78,12 +79,16 @@ class BurstPlanner:
             self._latency.observe(batch.shape(num_rounds, num_done), seconds)
         batch.times.clear()
 
-    def _count_left(self, items: Sequence[WorkItem]) -> int:
+    def _count_left(self, items: Sequence[WorkItem], stretch: int) -> int:
         """Return how many rounds there can be; 0 where the model cannot draw for all of these items."""
         most = self._limits.max_model_len if self._limits.can_draw and items else 0
         for item in items:
             generation = item.context.generation
             if generation is None or not (item.is_decode and generation.is_drawn_plainly) or item.context.wants_scores:
+                return 0
+            if generation.lookup is not None:
+                most = min(most, stretch)
+            if most == 0:
                 return 0
             most = min(most, generation.tracker.num_left)
             most = self._memory.chunk_stop(item.context.pages, item.stop + most - 1) - item.stop + 1

@@ -270,7 +270,7 @@ class EngineCore:
         for item in flight.items:
             if item not in unsound and not flight.is_void(item):
                 self._batcher.complete(item)
-        now = self._clock()
+        now, num_tokens = self._clock(), self._counters.generation_tokens
         for item in unsound:
             fault = self._spoil(item)
             if not flight.is_void(item):
@@ -278,7 +278,9 @@ class EngineCore:
         self._outputs.take_all(drawn, flight.draw_behind, now)
         self._void_ended(flight, behind)
         landed = self._clock()
-        self._count(flight.work, landed - max(flight.launched_s, self._landed_s))
+        self._count(
+            flight.work, landed - max(flight.launched_s, self._landed_s), self._counters.generation_tokens - num_tokens
+        )
         self._landed_s = landed
 
     def _void_ended(self, flight: Flight, behind: Flight | None) -> None:
@@ -334,11 +336,13 @@ class EngineCore:
             lookup=try_create_lookup(options.speculation or self._limits.speculation),
         )
 
-    def _count(self, work: StepWork, seconds: float) -> None:
+    def _count(self, work: StepWork, seconds: float, num_tokens: int) -> None:
         self._counters.num_steps += 1
         self._counters.prompt_tokens += sum(item.stop - item.start - item.draws for item in work.items)
         self._counters.num_draft_tokens += sum(len(item.guesses) for item in work.items)
         self._latency.observe(work.shape, seconds)
+        if work.speculates:
+            self._batcher.note_decoded(len(work.items), num_tokens, seconds)
 
 
 def _within(stopping: Stopping, room: int) -> Stopping:

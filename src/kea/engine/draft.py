@@ -58,6 +58,12 @@ class StepWork:
     def shape(self) -> StepShape:
         return shape_of(self.items)
 
+    @property
+    def speculates(self) -> bool:
+        """Whether all of it is decoding, and some of these contexts would have guesses."""
+        generations = [item.context.generation for item in self.items if item.draws and item.stop - item.start == 1]
+        return len(generations) == len(self.items) and any(one and one.lookup is not None for one in generations)
+
 
 def shape_of(items: Iterable[WorkItem]) -> StepShape:
     """Count what the step's time depends on. A chunk of one token, or a guess, costs what a decoding context does, and

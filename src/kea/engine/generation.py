@@ -51,16 +51,20 @@ class GenerationState:
 
     @property
     def is_drawn_plainly(self) -> bool:
-        """Whether the next tokens are drawn from the logits as they are, none is guessed, and nothing is reported of
-        them: so that a model can draw several by itself.
+        """Whether the next tokens are drawn from the logits as they are, and nothing is reported of them: so that a
+        model can draw several by itself, where none is guessed.
         """
         return (
-            self.lookup is None
-            and self.constraint is None
+            self.constraint is None
             and self.options.logprobs is None
             and self.sampling.is_plain
             and not self.tracker.banned
         )
+
+    @property
+    def is_independent(self) -> bool:
+        """Whether what a next step computes depends on no token before it but through the model."""
+        return self.lookup is None and self.is_drawn_plainly
 
     def guess(self, context: ContextState) -> list[int]:
         """Return what the next tokens may be, within the output's length and its constraint; none without `lookup`."""
@@ -79,8 +83,6 @@ class GenerationState:
             self.first_token_s = now
             self.cached_tokens = self._count_cached(context)
         context.tokens.append(drawn.token_id)
-        if self.lookup is not None:
-            self.lookup.note(drawn.token_id)
         is_complete = self.constraint is not None and _advance(self.constraint, drawn.token_id)
         text, end = self.tracker.push(drawn.token_id, is_complete=is_complete)
         return Chunk(

@@ -1,4 +1,5 @@
-"""Prompt lookup: guesses of the next tokens, found in the context's own tokens, and how many are worth a row each.
+"""Prompt lookup: guesses of the next tokens, found in the context's own tokens (how many are verified:
+`kea.engine.guessing`).
 
 A guess never changes what is drawn: its row is used only where all before it were drawn as guessed, and every draw is
 the model's own, with the noise that it has without guesses (`kea.engine.drawing`). So an accepted guess saves a step
@@ -10,11 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kea.engine.base import StepShape
-from kea.engine.latency import LatencyModel
 from kea.types import Speculation
 
-PROBE_STEPS = 32  # one of so many in which no guess is worth its row
 MAX_PLACES = 8  # how many earlier places of an n-gram are compared
 _MEMORY = 0.9
 _FIRST_RATIO = 0.5
@@ -24,7 +22,7 @@ class PromptLookup:
     """The guesses of one generation. Reads each token of its context once, then O(1) per token; lives with it.
 
     `hit_ratio` is how often the next token was as guessed, lately. It is kept up also while no guess is verified: what
-    is drawn anyway says whether the first guess was right.
+    was drawn since says which of the last guesses were right.
     """
 
     def __init__(self, speculation: Speculation) -> None:
@@ -39,6 +37,7 @@ class PromptLookup:
 
     def guess(self, tokens: Sequence[int]) -> list[int]:
         """Return what followed the longest n-gram that the tokens end with, at the last place where it stood before."""
+        self._judge(tokens)
         self._read(tokens)
         place = self._find(tokens)
         guesses: list[int] = []
@@ -46,17 +45,17 @@ class PromptLookup:
             period = len(tokens) - place
             for index in range(self._most):  # what reaches the end goes on with the guesses themselves
                 guesses.append(tokens[place + index] if index < period else guesses[index - period])
-        self._guesses = list(guesses)
+        self._guesses = guesses
         return guesses
 
-    def note(self, token_id: int) -> None:
-        """Compare a token that was drawn with what was guessed for it."""
-        if not self._guesses:
-            return
-        is_hit = self._guesses.pop(0) == token_id
-        self.hit_ratio = _MEMORY * self.hit_ratio + (1.0 - _MEMORY) * is_hit
-        if not is_hit:
-            self._guesses = []
+    def _judge(self, tokens: Sequence[int]) -> None:
+        """Compare the last guesses with what came, up to the first wrong one."""
+        for guess, token_id in zip(self._guesses, tokens[self._num_read :], strict=False):
+            is_hit = guess == token_id
+            self.hit_ratio = _MEMORY * self.hit_ratio + (1.0 - _MEMORY) * is_hit
+            if not is_hit:
+                break
+        self._guesses = []
 
     def _read(self, tokens: Sequence[int]) -> None:
         """Note the place behind every n-gram that a token follows."""
@@ -94,34 +93,3 @@ def try_create_lookup(speculation: Speculation | None) -> PromptLookup | None:
     if speculation is None or speculation.num_speculative_tokens == 0:
         return None
     return PromptLookup(speculation)
-
-
-class GuessBudget:
-    """Which guesses of a step are worth their rows: each that lets the step give more tokens per second.
-
-    `num_draws` tokens are drawn in any case; `limit_s` bounds what the step may take. Before the latency model knows
-    anything, all are, and in a step that `probes`: a model that has seen no step with guesses takes a row's cost for
-    more than it is (of one sequence alone, nothing tells it from the weights'). Lives for one plan.
-    """
-
-    def __init__(
-        self, latency: LatencyModel, shape: StepShape, num_draws: int, limit_s: float | None, *, probes: bool = False
-    ) -> None:
-        self._latency = latency
-        self._step_s = latency.predict(shape)
-        self._num_tokens = float(num_draws)
-        self._limit_s = limit_s
-        self._probes = probes
-
-    def take(self, hit_ratio: float, context_len: int, most: int) -> int:
-        """Return how many guesses, at most `most`, a context of so many tokens may have verified, and count them in."""
-        cost_s = self._latency.sequence_s(context_len)
-        gain = 1.0
-        for num_taken in range(most):
-            gain *= hit_ratio
-            is_late = self._limit_s is not None and self._step_s + cost_s > self._limit_s
-            if is_late or (gain * self._step_s < self._num_tokens * cost_s and not self._probes):
-                return num_taken
-            self._step_s += cost_s
-            self._num_tokens += gain
-        return most

@@ -25,7 +25,7 @@ class DecodeBatch:
     `num_left`: how many rounds there can be before an output or its visible context ends. `copies`: page copies to
     perform before the first step. `pages`: what the page tables were given since the last one: row, entry, page.
     `decoding`: what the model goes on from; None before the first step, and once a page was replaced. `times`: of steps
-    that the latency model has not seen: rounds done before, rounds, seconds.
+    that the latency model has not seen: rounds done before, rounds, seconds. `speculates`: some would have guesses.
     """
 
     def __init__(self, items: Sequence[WorkItem], num_left: int, page_tokens: int) -> None:
@@ -33,6 +33,7 @@ class DecodeBatch:
         generations = [context.generation for context in self.contexts if context.generation is not None]
         assert len(generations) == len(self.contexts), "a context decodes without a generation"
         self.generation_ids = [generation.generation_id for generation in generations]
+        self.speculates = any(generation.lookup is not None for generation in generations)
         self.trackers = [generation.tracker for generation in generations]
         self.lanes = [tracker.lane for tracker in self.trackers]
         self.token_lists = [context.tokens for context in self.contexts]
