@@ -21,7 +21,8 @@ def check_engine(config: EngineConfig) -> None:
     A KV memory is looked at where keys and values are kept in a floating point of one size, and the config tells it.
     """
     source = resolve_source(config.model, revision=config.revision)
-    facts = read_noting(source, config.revision, user_notes())
+    notes = user_notes()
+    facts = read_noting(source, config.revision, None if notes is None else notes.try_of(source))
     check_config(facts)
     read_limits(facts, config.max_model_len)
     from kea.engine.machine import resolve_device  # here, since torch takes a second

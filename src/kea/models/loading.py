@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from kea.models.hosted import HostedDecoder
     from kea.models.lean import DecoderSpec
     from kea.models.noted_model import Finding
-    from kea.models.notes import Notes
+    from kea.models.notes import Notes, NotesOf
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +63,10 @@ class Order:
 
     @property
     def of_proof(self) -> tuple[object, ...]:
-        """What the logits of a proof depend on, beside the checkpoint."""
-        return (self.quantize, self.limits.use_long_rope)
+        """What the logits of a proof depend on, beside the directory's small files: where it is stands for its weights,
+        so that checkpoints of one shape do not take each other's place.
+        """
+        return (str(Path(self.source).resolve()), self.quantize, self.limits.use_long_rope)
 
 
 def load_model(
@@ -101,7 +103,8 @@ def load_model(
 
     attention = create_backend(backend, device)
     source = resolve_source(name_or_path, revision=revision)
-    config = read_noting(source, revision, notes)
+    noting = None if notes is None else notes.try_of(source)
+    config = read_noting(source, revision, noting)
     check_config(config)
     arithmetic: torch.dtype = getattr(torch, resolve_dtype(dtype, device, config))
     may_be_lean = backend in LEAN_BACKENDS and device == "cpu" and arithmetic == torch.float32
@@ -111,13 +114,13 @@ def load_model(
     limits = read_limits(config, max_len)
     bounds = (revision, limits, allow_pickle, may_be_lean, may_capture)
     order = Order(source, arithmetic, device, *bounds, quantize, kv_dtype=getattr(torch, kv))
-    noted = None if notes is None or not may_be_lean else _try_load_noted(order, config, attention, notes, progress)
+    noted = None if noting is None or not may_be_lean else _try_load_noted(order, config, attention, noting, progress)
     if noted is not None:
         return noted
     with reporting(progress) as report:
         model = _read_weights(order, as_whole(config, source, revision))
         report("check", 0, 1)
-        decoder = _bind_and_prove(model, attention, order, notes)
+        decoder = _bind_and_prove(model, attention, order, noting)
         report("check", 1, 1)
     return decoder
 
@@ -177,7 +180,7 @@ def _model_class(config: Any) -> Any:
     return model_class[0] if isinstance(model_class, tuple) else model_class
 
 
-def _bind_and_prove(model: Any, attention: AttentionBackend, order: Order, notes: Notes | None) -> DecoderModel:
+def _bind_and_prove(model: Any, attention: AttentionBackend, order: Order, notes: NotesOf | None) -> DecoderModel:
     from kea.models.calls import register
     from kea.models.hosted import HostedDecoder
     from kea.models.lean import round_weights
@@ -237,7 +240,7 @@ def _with_graphs(decoder: HostedDecoder, attention: AttentionBackend) -> Decoder
 
 
 def _try_lean(
-    model: Any, facts: ModelFacts, expected: torch.Tensor, order: Order, notes: Notes | None
+    model: Any, facts: ModelFacts, expected: torch.Tensor, order: Order, notes: NotesOf | None
 ) -> DecoderModel | None:
     """Return our own decoder of a covered model, proven equal; None where it is not covered or not equal."""
     from kea.models.lean import try_read_spec
@@ -256,20 +259,20 @@ def _try_lean(
         logger.warning("The lean decoder does not run %s exactly, transformers' code runs it: %s", facts.name, error)
         return None
     if notes is not None:
-        note_finding(found, order.source, order.of_proof, notes)
+        note_finding(found, Path(order.source), order.of_proof, notes)
     return decoder
 
 
 def _try_load_noted(
-    order: Order, config: Any, attention: AttentionBackend, notes: Notes, progress: ProgressCallback | None
+    order: Order, config: Any, attention: AttentionBackend, notes: NotesOf, progress: ProgressCallback | None
 ) -> DecoderModel | None:
     """Return our own decoder, proven by what an earlier load noted; None where nothing was, or it is so no more."""
     from kea.models.lean import try_read_spec
-    from kea.models.noted_model import try_read_finding
+    from kea.models.noted_model import check_weights, try_read_finding
     from kea.models.stored_model import StoredModel
 
     spec = try_read_spec(config.get_text_config())
-    found = None if spec is None else try_read_finding(order.source, order.of_proof, notes)
+    found = None if spec is None else try_read_finding(Path(order.source), order.of_proof, notes)
     if spec is None or found is None:
         return None
     report = progress or (lambda _: None)
@@ -283,7 +286,9 @@ def _try_load_noted(
         num_parameters=found.num_parameters,
     )
     try:
-        decoder = _prove_lean(StoredModel(Path(order.source)), spec, facts, found, order, report=report)
+        stored = StoredModel(Path(order.source))
+        decoder = _prove_lean(stored, spec, facts, found, order, report=report)
+        check_weights(stored, found)
     except (ModelLoadFailed, AttributeError, OSError, RuntimeError, ValueError) as error:
         logger.info(
             "What was noted of %s is not so any more; it is loaded as if for the first time: %s", order.source, error

@@ -12,7 +12,7 @@ from typing import Any
 from kea.errors import KeaError
 from kea.models.describing import describe_config
 from kea.models.limits import read_limits
-from kea.models.notes import Note, Notes
+from kea.models.notes import Note, NotesOf
 from kea.models.source import read_config
 from kea.models.support import check_config
 
@@ -36,18 +36,18 @@ class NotedValues:
         return self
 
 
-def read_noting(source: str, revision: str | None, notes: Notes | None) -> Any:
+def read_noting(source: str, revision: str | None, notes: NotesOf | None) -> Any:
     """Return the config of a directory or hub id: as it was noted, else as transformers reads it, which is noted.
 
     A config is noted where our own decoder covers its model and nothing is lost by it. Raises as `read_config` does.
     """
-    noted = None if notes is None else notes.try_read(source, KIND)
+    noted = None if notes is None else notes.try_read(KIND)
     if noted is not None:
         return NotedValues(**noted.facts)
     config = read_config(source, revision)
     facts = None if notes is None else _as_facts(config)
     if notes is not None and facts is not None and _are_equal(config, NotedValues(**facts), source):
-        notes.write(Note(facts), source, KIND)
+        notes.write(Note(facts), KIND)
     return config
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
-from kea.models.notes import Note, Notes
+from kea.models.notes import Note, NotesOf
 
 KIND = "tokenizer"
 
@@ -39,7 +39,7 @@ class NotedTokenizer:
         return self._whole.apply_chat_template(*args, **kwargs)
 
 
-def note_tokenizer(tokenizer: Any, more_eos_ids: tuple[int, ...], source: str, notes: Notes) -> None:
+def note_tokenizer(tokenizer: Any, more_eos_ids: tuple[int, ...], notes: NotesOf) -> None:
     """Note a tokenizer of transformers, where it rests on the tokenizers library."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -51,4 +51,4 @@ def note_tokenizer(tokenizer: Any, more_eos_ids: tuple[int, ...], source: str, n
         "chat_template": tokenizer.chat_template,
         "more_eos_ids": list(more_eos_ids),
     }
-    notes.write(Note(facts), source, KIND)
+    notes.write(Note(facts), KIND)

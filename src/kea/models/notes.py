@@ -1,8 +1,9 @@
 """What transformers told of a model's directory, noted for the next load: importing it takes longer than our own load.
 
 A note is found by a checksum of all that it follows from: the directory's small files, the versions of the libraries,
-our own code that made it. Of weights it holds nothing; what a load says of them it compares with the weights that are
-there (`noted_model`). Without a note everything is as it is without notes. Knows no requests.
+our own code that made it. It is written only where the directory is still as it was before it was read. Of weights it
+holds nothing; what a load says of them it compares with the weights that are there (`noted_model`). Without a note
+everything is as it is without notes. Knows no requests.
 """
 
 from __future__ import annotations
@@ -48,12 +49,25 @@ class Notes:
     def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
 
-    def try_read(self, source: str, kind: str, *settings: object) -> Note | None:
-        """Return what was noted of a directory as it is now; None where nothing was, and for a hub id."""
+    def try_of(self, source: str) -> NotesOf | None:
+        """Return the notes of a directory as it is now; None for a hub id. To be asked for before it is read."""
+        files = _try_digest_of_files(source)
+        return None if files is None else NotesOf(self._shelf, source, files)
+
+
+class NotesOf:
+    """The notes of one directory, as it was at one moment. Lives as long as a load."""
+
+    def __init__(self, shelf: Shelf, source: str, files: str) -> None:
+        self._shelf = shelf
+        self._source = source
+        self._files = files
+
+    def try_read(self, kind: str, *settings: object) -> Note | None:
+        """Return what was noted of the directory as it was then; None where nothing was."""
         import numpy as np
 
-        name = _try_name(source, kind, settings)
-        data = None if name is None else self._shelf.try_read(name)
+        data = self._shelf.try_read(_name(self._files, kind, settings))
         if data is None:
             return None
         try:
@@ -61,20 +75,20 @@ class Notes:
                 arrays = {key: found[key] for key in found.files}
             return Note(json.loads(arrays.pop(JSON).tobytes()), arrays)
         except Exception as error:  # noqa: BLE001 - a damaged archive raises whatever; the note is made anew
-            logger.warning("A note for the start of %s is damaged and not used: %s", source, error)
+            logger.warning("A note for the start of %s is damaged and not used: %s", self._source, error)
             return None
 
-    def write(self, note: Note, source: str, kind: str, *settings: object) -> None:
-        """Note what was found out about a directory."""
+    def write(self, note: Note, kind: str, *settings: object) -> None:
+        """Note what was found out about the directory, unless it has changed meanwhile: then nobody knows of which."""
         import numpy as np
 
-        name = _try_name(source, kind, settings)
-        if name is None:
+        if _try_digest_of_files(self._source) != self._files:
+            logger.info("%s changed while it was read, so nothing is noted for its next start", self._source)
             return
         data = io.BytesIO()
         arrays: dict[str, Any] = {JSON: np.frombuffer(json.dumps(dict(note.facts)).encode(), np.uint8), **note.arrays}
         np.savez(data, **arrays)
-        self._shelf.write(name, data.getvalue())
+        self._shelf.write(_name(self._files, kind, settings), data.getvalue())
 
 
 def user_notes() -> Notes | None:
@@ -83,10 +97,7 @@ def user_notes() -> Notes | None:
     return None if shelf is None else Notes(shelf)
 
 
-def _try_name(source: str, kind: str, settings: tuple[object, ...]) -> str | None:
-    files = _try_digest_of_files(source)
-    if files is None:
-        return None
+def _name(files: str, kind: str, settings: tuple[object, ...]) -> str:
     digest = hashlib.sha256(repr((files, _digest_of_code(), _versions(), settings)).encode())
     return f"{kind}-{digest.hexdigest()[:40]}.npz"
 

@@ -69,7 +69,8 @@ class Tokenizer:
         """
         source = resolve_source(name_or_path, TOKENIZER_FILES, revision=revision)
         with failing_as_load_error(source, "the tokenizer"):
-            note = None if notes is None or chat_template is not None else notes.try_read(source, NOTE_KIND)
+            noting = None if notes is None or chat_template is not None else notes.try_of(source)
+            note = None if noting is None else noting.try_read(NOTE_KIND)
             if note is not None:
                 noted = NotedTokenizer(note, lambda: _load_whole(source, revision))
                 return cls(noted, noted.more_eos_ids)
@@ -78,8 +79,8 @@ class Tokenizer:
             if chat_template is not None:
                 tokenizer.chat_template = chat_template
                 check_syntax(tokenizer)
-            elif notes is not None:
-                note_tokenizer(tokenizer, more_eos_ids, source, notes)
+            elif noting is not None:
+                note_tokenizer(tokenizer, more_eos_ids, noting)
             return cls(tokenizer, more_eos_ids)
 
     def encode(
