@@ -76,6 +76,23 @@ def test_where_nothing_can_be_written_that_is_told_once(tmp_path: Path, caplog: 
     assert "Nothing is kept for later starts" in caplog.text
 
 
+def test_a_file_that_goes_while_it_is_read_is_just_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shelf = Shelf(tmp_path / "shelf", 100)
+    shelf.write("one", b"content")
+
+    def look_and_lose(folder: Path) -> None:
+        (folder / "one").unlink()
+
+    with monkeypatch.context() as patched:
+        patched.setattr("kea.kernels.shelf.check_private", look_and_lose)
+        assert shelf.try_read("one") is None
+    shelf.write("two", b"content")
+    assert shelf.try_read("two") == b"content"
+    assert not caplog.records
+
+
 def test_a_user_without_a_home_has_no_shelf(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     def refuse(_path: type[Path]) -> Path:
         raise RuntimeError("Could not determine home directory.")

@@ -40,7 +40,8 @@ class Shelf:
             path = self._folder / name
             if self._is_usable and path.exists():
                 check_private(self._folder)
-                data = path.read_bytes()
+                with contextlib.suppress(FileNotFoundError):  # another process made room
+                    data = path.read_bytes()
                 with contextlib.suppress(OSError):  # on a read-only disk the order of going stays as it was
                     os.utime(path)
         return data
