@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+from kea.kernels.shelf import Shelf
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -39,6 +42,17 @@ def require_shared(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"needs {'/'.join(('shared', *parts))} beside the checkout, which is not there")
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_notes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep notes of the tests' models out of the user's, and those of earlier runs out of the tests. Compiled kernels
+    are shared: they are what the code says, whoever compiled them.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("shelves")
+        patch.setattr("kea.models.notes.user_shelf", lambda name, max_bytes: Shelf(folder / name, max_bytes))
+        yield
 
 
 @pytest.fixture(scope="session")
