@@ -345,6 +345,28 @@ def test_a_burst_is_predicted_to_stay_below_its_limit(
     assert max(rounds.all) == 2
 
 
+def test_a_burst_that_took_too_long_makes_the_next_shorter_at_once(
+    make_driver: MakeDriver, stories_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while the latency model still predicts what was so before, and within the steps that keep a choice."""
+    driver = make_driver(decoding=DecodingConfig(max_burst_s=0.02))
+    monkeypatch.setattr(driver.core._latency, "predict", lambda shape: 0.001 * shape.num_rounds)
+    rounds = Rounds(driver, monkeypatch)
+    driver.start(stories_tokenizer.encode(TEXTS[1]), greedy(400))
+    while max(rounds.all, default=0) < 20:
+        driver.step()
+    advance = driver.core._batcher.advance
+    monkeypatch.setattr(
+        driver.core._batcher, "advance", lambda batch, _: advance(batch, 0.01 * batch.num_rounds)
+    )  # ten times as slow from now on
+    num_before = len(rounds.all)
+    driver.run()
+    slow = rounds.all[num_before:]
+    assert slow[0] == 20
+    assert slow[1] == 2
+    assert max(slow[1:]) <= 4, "tried with twice as many as fit, at most"
+
+
 def test_without_items_or_a_model_that_draws_no_batch_stands() -> None:
     memory = KVMemory(MemoryConfig(100, 16))
     for given in (limits(), limits(can_draw=True)):

@@ -26,8 +26,9 @@ KEPT_STEPS = 8
 class BurstPlanner:
     """Makes batches that stand, and chooses how many rounds each of their steps has. Lives as long as the batcher.
 
-    Twice as many as the last step at most: what the first ones took says what more would take. `settle` writes back how
-    far a context of such a batch is.
+    Twice as many as the last step at most: what the first ones took says what more would take. After a step that took
+    too long, as many as would not have: the latency model believes that the cores became slower only after some steps,
+    and who comes meanwhile would wait for each. `settle` writes back how far a context of such a batch is.
     """
 
     def __init__(
@@ -72,6 +73,9 @@ class BurstPlanner:
         batch.times.append((batch.num_done, batch.num_rounds, seconds))
         if batch.num_rounds > 1 or len(batch.times) >= KEPT_STEPS:
             self.learn(batch)
+        if batch.num_rounds > 1 and seconds > self._limit_s:
+            self._num_kept = 0
+            self._most = max(1, int(batch.num_rounds * self._limit_s / seconds))
 
     def learn(self, batch: DecodeBatch) -> None:
         """Tell the latency model what a batch's steps took."""
