@@ -15,6 +15,8 @@ from openai import APIError, AuthenticationError, OpenAI
 from tests.cli.support import Served, children_of, is_running, kea, serve, start
 
 KEY = "open-sesame-1"
+# Streams of many outputs, which are not over before a signal is looked at.
+SLOWLY = ("--max-burst-ms", "0", "--max-num-seqs", "4")
 LINUX = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
 
 
@@ -80,11 +82,11 @@ def test_guessed_tokens_change_nothing_and_are_counted(stories260k: Path) -> Non
 
 @LINUX
 def test_a_supervisors_signal_to_all_lets_a_stream_end(stories260k: Path) -> None:
-    with serve(str(stories260k), "--kv-memory", "8MiB", "--shutdown-grace-s", "60") as server:
+    with serve(str(stories260k), "--kv-memory", "8MiB", "--shutdown-grace-s", "60", *SLOWLY) as server:
         children = children_of(server.process.pid)
         assert children
         client = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-        options = {"ignore_eos": True, "n": 32}  # one output would be over before the signal is looked at
+        options = {"ignore_eos": True, "n": 8}
         stream = client.completions.create(
             model="stories260k", prompt="Once", max_tokens=400, stream=True, extra_body=options
         )
@@ -103,7 +105,7 @@ def test_a_supervisors_signal_to_all_lets_a_stream_end(stories260k: Path) -> Non
 
 
 def test_a_second_ctrl_c_ends_streams_with_an_error_and_says_so(stories260k: Path) -> None:
-    with serve(str(stories260k), "--kv-memory", "8MiB") as server:
+    with serve(str(stories260k), "--kv-memory", "8MiB", *SLOWLY) as server:
         client = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
         stream = client.completions.create(
             model="stories260k", prompt="Once", max_tokens=450, stream=True, extra_body={"ignore_eos": True, "n": 32}

@@ -13,7 +13,7 @@ import pytest
 
 from kea.cluster import EngineClient, Loading, ProcessChannel, start_engine
 from kea.engine.base import ContextSpec
-from kea.engine.config import EngineConfig
+from kea.engine.config import DecodingConfig, EngineConfig
 from kea.errors import EngineDied, InvalidRequest, ModelLoadFailed, ServiceClosing
 from kea.models import Tokenizer
 from kea.types import Chunk, FinishReason, GenerateOptions, Sampling, Stopping
@@ -33,7 +33,9 @@ async def _collect(stream: AsyncIterable[Chunk]) -> tuple[str, Chunk]:
 
 
 def _config(path: Path) -> EngineConfig:
-    return EngineConfig(str(path), kv_memory_bytes=4_000_000, num_threads=1)
+    """Without bursts: a stream that is to be ended would be over before that is heard."""
+    decoding = DecodingConfig(max_burst_s=0.0)
+    return EngineConfig(str(path), kv_memory_bytes=4_000_000, num_threads=1, decoding=decoding)
 
 
 @pytest.fixture(params=["thread", "process"])
