@@ -6,6 +6,7 @@ Results go to standard output, everything else to standard error, so that output
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,13 +98,22 @@ STAGES = {
 }
 
 
-class LoadingView:
-    """A spinner with what is being loaded; lines where there is no terminal. Lives as long as the loading."""
+LONG_STAGE_S = 3.0
 
-    def __init__(self, title: str) -> None:
+
+class LoadingView:
+    """A spinner with what is being loaded. Lives as long as the loading.
+
+    Where there is no terminal a line says that it began, and another one names each stage that takes longer than
+    `LONG_STAGE_S`, in the moment in which it has: who reads the log of a first start learns what it waits for.
+    """
+
+    def __init__(self, title: str, long_stage_s: float = LONG_STAGE_S) -> None:
         self._title = title
+        self._long_stage_s = long_stage_s
         self._stage = ""
         self._status: Status | None = None
+        self._late: threading.Timer | None = None
 
     def __enter__(self) -> Self:
         if err.is_terminal:
@@ -116,11 +126,25 @@ class LoadingView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._begin_stage("")
         if self._status is not None:
             self._status.stop()
 
     def show(self, loading: Loading) -> None:
         """Show a stage; usable as the `on_loading` of an engine."""
+        line = f"{self._title}: {STAGES.get(loading.stage, loading.stage)}"
         if self._status is not None:
             share = f" {loading.done_ratio:.0%}" if loading.done_ratio else ""
-            self._status.update(f"{self._title}: {STAGES.get(loading.stage, loading.stage)}{share}")
+            self._status.update(f"{line}{share}")
+        elif loading.stage != self._stage:
+            self._begin_stage(loading.stage, line)
+
+    def _begin_stage(self, stage: str, line: str = "") -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+        self._stage = stage
+        if line:
+            self._late = threading.Timer(self._long_stage_s, err.print, [line])
+            self._late.daemon = True
+            self._late.start()
