@@ -106,6 +106,10 @@ class TurnsView(_View):
         """Show what comes before the turns."""
         self._begin(text, 0)
 
+    def note(self, text: str) -> None:
+        """Print a line that stays."""
+        self._print(text)
+
     def begin(self, num_turns: int) -> None:
         self._total = num_turns
         self._begin("measuring", num_turns)

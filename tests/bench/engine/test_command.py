@@ -77,25 +77,55 @@ def test_a_run_measures_kea_a_peer_and_the_machine(tiny: Path, tmp_path: Path, m
     for name in ("ttft", "tpot", "e2e", "cold_time", "warm_time", "median_error_ratio", "time_with_guesses"):
         assert any(one["name"] == name and one["peer"] == "kea bf16" for one in data["samples"]), name
     assert "decode batch 2, context 16: kea bf16 against fake f32" in result.output
+    # What is absent is told before the run and behind it; goals that it leaves open are counted there, listed in JSON.
+    assert result.output.count("vllm f32: absent, ") == 2
+    missing = [show for show in data["shows"] if show["value"] is None]
+    assert all(show["note"] == "not measured" for show in missing)
+    assert ("not measured in this run" in result.output) is bool(missing)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("--peers", "llamacp"), "allowed: llamacpp"),
+        (("--peers", "none,llamacpp"), "or all or none alone"),
         (("--precisions", "f31"), "allowed: bf16, f32, int8"),
         (("--scenarios", "nothing"), "allowed: prefill"),
         (("--batches", "1,x"), "batches is 'x'"),
         (("--kv-cache-dtype", "fp8"), "kv-cache-dtype is 'fp8'; allowed: auto"),
+        (("--kv-cache-dtype", "bfloat16"), "allowed: auto, float32, float16, int8"),
+        (("--kv-tokens", "0"), "kv-tokens is 0; it must be at least 1"),
+        (("--threads", "0"), "threads is 0; it must be at least 1"),
+        (("--threads", "100000"), "threads is 100000; it must be at least 1 and at most"),
+        (("--time-limit-s", "0"), "time-limit-s is 0.0; it must be above 0 seconds"),
+        (("--timeout-s", "-1"), "timeout-s is -1.0; it must be above 0 seconds"),
+        (("--cache-dir", "/dev/null/weights"), "cache-dir is '/dev/null/weights', which cannot be written: Not a dir"),
         (("--batches", "0"), "batches"),
         (("--rounds", "0"), "rounds"),
-        (("--model", "/nowhere"), "neither a known shape"),
+        (("--model", "/nowhere"), "of a Llama: its config.json cannot be read (No such file or directory)."),
     ],
 )
 def test_wrong_options_are_refused(tmp_path: Path, arguments: tuple[str, str], words: str) -> None:
     result = invoke(tmp_path, *arguments)
     assert result.exit_code == 2
     assert words in result.output
+
+
+def test_where_nothing_fits_no_system_is_loaded(tiny: Path, tmp_path: Path) -> None:
+    sizes = ("--scenarios", "decode", *SMALL, "--contexts", "16K")
+    result = invoke(tmp_path, "--model", str(tiny), "--peers", "none", *sizes)
+    assert result.exit_code == 2
+    assert "Nothing can be measured: decode batch 1, context 16384 needs 16,5" in result.output
+    assert "The other 1 are left out, too." in result.output
+    assert "loading" not in result.output
+
+
+def test_the_bounds_of_other_families_are_not_guessed(tiny: Path, tmp_path: Path) -> None:
+    config = json.loads((tiny / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "mixtral"}))
+    result = invoke(tmp_path, "--model", str(tmp_path))
+    assert result.exit_code == 2
+    assert "its model_type is mixtral; allowed: llama, mistral, qwen2, qwen3" in result.output
 
 
 def test_a_given_checkpoint_is_measured_at_its_own_precision(tiny: Path, tmp_path: Path) -> None:

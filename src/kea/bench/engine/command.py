@@ -32,7 +32,7 @@ from kea.bench.machine import OtherWork, read_machine
 from kea.bench.progress import TurnsView
 from kea.bench.serve_options import check_writable
 from kea.bench.terminal import EXIT_INTERRUPTED, EXIT_NOTHING, ending_as_by_ctrl_c, exit_with, print_result
-from kea.errors import KeaError, check_range
+from kea.errors import InvalidRequest, KeaError, check_range
 
 _KV_SHARE = 0.5  # of the memory that is free, for all systems' KV together
 _KV_SHARE_GPU = 0.7
@@ -101,8 +101,9 @@ def engine(
             requests=options.plan_requests(trace, trace_length_scale, rate, count, seed),
             seed=seed,
         )
-        for name, value in (("rounds", rounds), ("steps", steps), ("threads", threads or 1)):
+        for name, value in (("rounds", rounds), ("steps", steps)):
             check_range(name, value, 1)
+        options.check_seconds({"time-limit-s": time_limit_s, "timeout-s": timeout_s})
         settings = EngineSettings(
             weights,
             found,
@@ -110,8 +111,8 @@ def engine(
             peers_dir.resolve(),
             load,
             num_rounds=rounds,
-            num_threads=threads or read_machine().num_cores,
-            kv_tokens=None if kv_tokens is None else parse_integer(kv_tokens, "kv-tokens"),
+            num_threads=options.read_threads(threads, read_machine().num_cores),
+            kv_tokens=None if kv_tokens is None else options.read_size(kv_tokens, "kv-tokens"),
             timeout_s=timeout_s,
             load_s=timeout_s,
             limit_s=time_limit_s,
@@ -169,6 +170,7 @@ class _Run:
         shape = settings.weights.shape
         present = [spec for spec in specs if isinstance(spec, SystemSpec)]
         cells, left_out = choose_cells(shape, settings, len(present))
+        _check_cells(cells, left_out)
         load = self._load_order(cells)
         systems = [LoadedSystem(spec, load) for spec in present]
         machine = LoadedSystem(machine_spec(settings.device), self._machine_order())
@@ -198,13 +200,16 @@ class _Run:
 
     def _specs(self) -> list[SystemSpec | Absent]:
         settings = self.settings
-        self.view.phase(f"making the weights of {settings.weights.shape.name}")
-        settings.weights.cache.mkdir(parents=True, exist_ok=True)
+        self.view.phase(f"preparing the weights of {settings.weights.shape.name}")
+        options.create_cache(settings.weights.cache)
         own = kea_specs(settings.weights, settings.precisions, settings.kv_cache_dtype)
         specs: list[SystemSpec | Absent] = list(own)
         for name in settings.peers:
-            self.view.phase(f"making the weights of {name}")
-            specs += peer_specs(name, settings.peers_dir, settings.weights, settings.precisions)
+            self.view.phase(f"preparing the weights for {name}")
+            found = peer_specs(name, settings.peers_dir, settings.weights, settings.precisions)
+            for absent in (spec for spec in found if isinstance(spec, Absent)):
+                self.view.note(f"{absent.label}: absent, {absent.reason}")
+            specs += found
         return specs
 
     def _load_order(self, cells: Sequence[Cell]) -> LoadOrder:
@@ -280,6 +285,14 @@ def choose_cells(shape: Shape, settings: EngineSettings, num_systems: int) -> tu
         else:
             kept.append(cell)
     return kept, left_out
+
+
+def _check_cells(cells: Sequence[Cell], left_out: Sequence[tuple[str, str]]) -> None:
+    """Raise InvalidRequest where nothing is left to measure: no system is to load for that."""
+    if not cells:
+        name, why = left_out[0]
+        others = f" The other {len(left_out) - 1} are left out, too." if len(left_out) > 1 else ""
+        raise InvalidRequest(f"Nothing can be measured: {name} {why}.{others}")
 
 
 def _affordable_tokens(shape: Shape, settings: EngineSettings, free: int, num_systems: int) -> int:

@@ -5,7 +5,8 @@ Owns names, help, parsing and the cut of `--quick`. Does not know how a run is m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -27,6 +28,7 @@ from kea.models.shipped import require_embedded_model
 
 ALL, NONE = "all", "none"
 EMBEDDED = "embedded"
+_KV_CACHE_DTYPES = tuple(name for name in KV_CACHE_DTYPES if name != "bfloat16")  # that rounds on no device
 _LOAD, _RUN, _WHERE, _OUTPUT = "What is measured", "How", "Where things are", "Output"
 _MIN_LEN, _MAX_LEN = 1, 2048
 _QUICK_LIMIT_S, _QUICK_LOAD_S = 270.0, 140.0
@@ -53,19 +55,19 @@ Contexts = Annotated[str, _option(_LOAD, "Tokens of each of them.", "LIST")]
 NumShared = Annotated[str, _option(_LOAD, "Sequences under one prefix of 2,048 tokens.", "LIST")]
 Trace = Annotated[Path | None, _option(_LOAD, "A recorded load (Azure CSV): lengths of arrivals.", "FILE")]
 LengthScale = Annotated[float, _option(_LOAD, "Multiplies the trace's lengths.", "NUMBER")]
-Rate = Annotated[float, _option(_LOAD, "Arrivals per second, a Poisson process.", "NUMBER")]
+Rate = Annotated[float, _option(_LOAD, "Arrivals per second, a Poisson process; inf: all at once.", "NUMBER")]
 NumRequests = Annotated[str, _option(_LOAD, "Arrivals in a round.", "COUNT")]
 
 Device = Annotated[str, _option(_RUN, "Where Kea and its peers run: cpu, cuda or cuda:N.", "NAME")]
 Rounds = Annotated[int, _option(_RUN, "Each measures every cell on every system in turn.", "COUNT")]
 Steps = Annotated[int, _option(_RUN, "Decode steps timed per cell and round.", "COUNT")]
-Threads = Annotated[int | None, _option(_RUN, "Of every system; by default one per core.", "COUNT")]
+Threads = Annotated[int | None, _option(_RUN, "Of every system, at most one per core, as by default.", "COUNT")]
 KvTokens = Annotated[
     str | None,
     _option(_RUN, "The most KV a cell may need; larger ones are left out. By default what memory allows.", "TOKENS"),
 ]
 KvCacheDtype = Annotated[
-    str, _option(_RUN, f"How Kea keeps keys and values: {', '.join(KV_CACHE_DTYPES)} (auto is fp32).", "NAME")
+    str, _option(_RUN, f"How Kea keeps keys and values: {', '.join(_KV_CACHE_DTYPES)} (auto is fp32).", "NAME")
 ]
 Quick = Annotated[bool, _option(_RUN, "Fewer and smaller cells, within 5 minutes.", None, "--quick")]
 TimeLimit = Annotated[float | None, _option(_RUN, "Stop after this time; what was measured by then counts.", "SECONDS")]
@@ -153,9 +155,9 @@ def read_precisions(text: str | None, weights: Weights) -> tuple[Precision, ...]
 
 
 def read_kv_cache_dtype(text: str) -> str:
-    if text not in KV_CACHE_DTYPES:
+    if text not in _KV_CACHE_DTYPES:
         raise InvalidRequest(
-            f"kv-cache-dtype is {text!r}; allowed: {', '.join(KV_CACHE_DTYPES)}.", param="kv-cache-dtype"
+            f"kv-cache-dtype is {text!r}; allowed: {', '.join(_KV_CACHE_DTYPES)}.", param="kv-cache-dtype"
         )
     return text
 
@@ -165,13 +167,13 @@ def read_peers(text: str, device: str) -> tuple[str, ...]:
     known = peers_of(device)
     if text in (ALL, NONE):
         return known if text == ALL else ()
-    return tuple(_names(text, "peers", known))
+    return tuple(_names(text, "peers", known, f"; or {ALL} or {NONE} alone"))
 
 
 def read_scenarios(text: str, device: str) -> tuple[str, ...]:
     """Return the scenarios that are named. What the host does beside a GPU is not apart from it: no overhead there."""
     known = SCENARIOS if device == "cpu" else tuple(name for name in SCENARIOS if name != "overhead")
-    return known if text == ALL else tuple(_names(text, "scenarios", known))
+    return known if text == ALL else tuple(_names(text, "scenarios", known, f"; or {ALL} alone"))
 
 
 def check_on_device(device: str, precisions: Sequence[Precision], kv_cache_dtype: str) -> str:
@@ -196,11 +198,43 @@ def read_sizes(text: str, param: str) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _names(text: str, param: str, known: Sequence[str]) -> list[str]:
+def read_size(text: str, param: str) -> int:
+    size = parse_integer(text, param)
+    check_range(param, size, 1)
+    return size
+
+
+def read_threads(threads: int | None, num_cores: int) -> int:
+    """Return the threads of every system: those asked for, else one per core. More would wait for each other."""
+    if threads is None:
+        return num_cores
+    check_range("threads", threads, 1, num_cores)
+    return threads
+
+
+def check_seconds(times: Mapping[str, float | None]) -> None:
+    for name, value in times.items():
+        if value is not None and not value > 0:
+            raise InvalidRequest(f"{name} is {value!r}; it must be above 0 seconds.", param=name)
+
+
+def create_cache(folder: Path) -> None:
+    """Create the folder of weights. Raises InvalidRequest where it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InvalidRequest(
+            f"cache-dir is {str(folder)!r}, which cannot be written: {error.strerror}.", param="cache-dir"
+        ) from error
+
+
+def _names(text: str, param: str, known: Sequence[str], or_else: str = "") -> list[str]:
+    """Read names between commas, each once. `or_else` ends the sentence about what is allowed."""
     names = list(dict.fromkeys(part.strip() for part in text.split(",")))
     for name in names:
         if name not in known:
-            raise InvalidRequest(f"{param} names {name!r}; allowed: {', '.join(known)}.", param=param)
+            raise InvalidRequest(f"{param} names {name!r}; allowed: {', '.join(known)}{or_else}.", param=param)
     return names
 
 

@@ -23,6 +23,8 @@ _FORMAT = 1  # of the cache: raise it when the bytes written change
 _STD = 0.02
 _BLOCK_NUMEL = 1 << 26  # of a tensor that is larger, the numbers repeat: drawing 8 billion takes minutes
 _BYTES = {Precision.BF16: 2.0, Precision.F32: 4.0, Precision.INT8: 1.0}
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+"""Families whose layers have a Llama's matrices, from which the bounds are reckoned."""
 FIRST_WORD = 259  # token ids below are specials and bytes
 
 
@@ -117,9 +119,14 @@ SHAPES = {
 
 
 def read_shape(path: Path) -> Shape:
-    """Read the shape of a Llama checkpoint in a directory. Raises InvalidRequest where it is none."""
+    """Read the shape of a Llama checkpoint in a directory. Raises InvalidRequest where it is none.
+
+    Of another family, a step's bounds would be reckoned from matrices that it does not have.
+    """
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        if config["model_type"] not in FAMILIES:
+            raise ValueError(f"its model_type is {config['model_type']}; allowed: {', '.join(FAMILIES)}")
         num_heads = config["num_attention_heads"]
         return Shape(
             name=path.name,
@@ -133,13 +140,19 @@ def read_shape(path: Path) -> Shape:
             is_tied=config.get("tie_word_embeddings", False),
             max_len=config["max_position_embeddings"],
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         known = ", ".join(SHAPES)
         raise InvalidRequest(
             f"model is {str(path)!r}, which is neither a known shape ({known}) nor a directory with the config of a"
-            f" Llama: {error!r}.",
+            f" Llama: {_spell(error)}.",
             param="model",
         ) from error
+
+
+def _spell(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"its config.json cannot be read ({error.strerror})"
+    return f"its config.json has no {error}" if isinstance(error, KeyError) else str(error)
 
 
 def make_checkpoint(shape: Shape, dtype: str, cache: Path) -> Path:

@@ -117,6 +117,8 @@ def _shows(report: Report) -> Table:
     for column in ("", "value", "goal", "holds", "rounds"):
         table.add_column(column, justify="left" if column in ("", "rounds") else "right")
     for show in report.shows:
+        if show.value is None:
+            continue
         table.add_row(show.name, _value(show), show.goal or "", _holds(show), show.note)
     return table
 
@@ -133,6 +135,10 @@ def _holds(show: Show) -> Text:
 
 def _remarks(report: Report) -> list[Text]:
     lines = [Text(f"{peer.name}: {peer.version}; {peer.note}", style="dim") for peer in report.peers if peer.version]
+    num_missing = sum(show.value is None for show in report.shows)
+    if num_missing:
+        goals = f"{num_missing} goal{'s were' if num_missing > 1 else ' was'}"
+        lines.append(Text(f"{goals} not measured in this run; --json lists them.", style="yellow"))
     lines += [Text(f"{one.peer}: {one.kind}, {one.message} ({one.count}x)", style="yellow") for one in report.failures]
     if (report.machine.other_share or 0.0) > _MUCH_OTHER_WORK:
         lines.append(Text(_BUSY.format(report.machine.other_share), style="yellow"))
