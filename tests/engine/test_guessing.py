@@ -34,6 +34,14 @@ def test_contexts_that_could_guess_stand_while_guesses_do_not_pay(
     assert 100 / STRETCH <= asked.count(1) <= 100 / STRETCH + 2
 
 
+def test_guesses_are_tried_where_only_steps_without_were_measured() -> None:
+    """A batch without guesses may grow into one of a size that was not asked about."""
+    payoff = Payoff()
+    payoff.observe(4, 4, 1.0, is_guessing=False)
+    assert payoff.pays(4)
+    assert 5 < sum(_choices(payoff, 1.0, 2.5, 1000)) < 100
+
+
 def _choices(payoff: Payoff, plain_s: float, guessing_s: float, num_steps: int) -> list[bool]:
     """Ask again and again, with steps of 4 contexts that take so long and give two tokens of each where guesses are."""
     made = []

@@ -42,6 +42,7 @@ def _parts() -> tuple[DecoderModel, Tokenizer, PreTrainedModel]:
 
 class EngineMachine(RuleBasedStateMachine):
     decoding = DecodingConfig()
+    is_watched = True  # a look at the core writes down what a batch that stands has left for later
     contexts = Bundle("contexts")
     outputs = Bundle("outputs")
 
@@ -58,7 +59,7 @@ class EngineMachine(RuleBasedStateMachine):
             decoding=self.decoding,
         )
         limits = resolve_limits(config, model.facts, 0)
-        self.driver = Driver(EngineCore(model, tokenizer, limits, Clock()))
+        self.driver = Driver(EngineCore(model, tokenizer, limits, Clock()), check=self.is_watched)
         self.dropped: set[int] = set()
         self.from_dropped: list[Output] = []
 
@@ -120,6 +121,10 @@ class EngineMachine(RuleBasedStateMachine):
         for _ in range(num_steps):
             self.driver.step()
 
+    @rule()
+    def look(self) -> None:
+        self.driver.core.check()
+
     def _position(self, context: int, share: float) -> int:
         """Return a place in the context as it is now (a running generation may make it longer before it is used)."""
         return round(share * len(self.driver.core._contexts._contexts[context].tokens))
@@ -173,6 +178,26 @@ class TestEngine(EngineMachine.TestCase):  # type: ignore[misc, valid-type]
         assert _done["preemptions"] > 5, "the pool was never too small"
         assert _done["hits"] > 5, "hardly a guess was right"
         assert _done["misses"] > 5, "hardly a guess was wrong"
+
+
+class UnwatchedMachine(EngineMachine):
+    """Nobody looks at the core between most steps: a batch stands for as long as nothing else is to be done."""
+
+    is_watched = False
+
+
+class TestUnwatchedEngine(UnwatchedMachine.TestCase):  # type: ignore[misc, valid-type]
+    settings = settings(
+        phases=(Phase.explicit, Phase.reuse, Phase.generate),
+        max_examples=80,
+        stateful_step_count=60,
+        suppress_health_check=[HealthCheck.too_slow],
+        deadline=None,
+    )
+
+    def runTest(self) -> None:  # noqa: N802 - hypothesis names it
+        require_shared("models", "stories260k")
+        super().runTest()
 
 
 class OverlappingMachine(EngineMachine):

@@ -96,7 +96,7 @@ class _Choice:
     def most_steps(self) -> int:
         """After how many steps the other way is to be tried."""
         now, other = self.ways[self.is_guessing], self.ways[not self.is_guessing]
-        if other.num_tokens == 0.0:
+        if now.num_tokens == 0.0 or other.num_tokens == 0.0:
             return _FIRST_STEPS[self.is_guessing]
         return _KEPT_STEPS if now.token_s <= other.token_s else _TRIED_STEPS[self.is_guessing]
 
