@@ -10,8 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from kea.kernels import matrix as matrices
-from kea.kernels.matrix import PanelMatrix, pack_matrix, padded, record_product, tiles_bytes
-from kea.kernels.panels import BYTE, FULL, HALF
+from kea.kernels.arena import Arena
+from kea.kernels.matrix import PanelMatrix, pack_fp16, pack_matrix, padded, record_product, tiles_bytes
+from kea.kernels.panels import BYTE, FP16, FULL, HALF
 from kea.kernels.program import FROM_BACK, TEAM, Operation, Program, aligned_zeros
 from kea.kernels.tiles import has_tiles
 from kea.models.lean import steps
@@ -24,6 +25,8 @@ def weights(shape: tuple[int, int], kind: int, seed: int = 0) -> PanelMatrix:
     values = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
     if kind == HALF:
         values = (values.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    if kind == FP16:
+        values = values.astype(np.float16).astype(np.float32)
     packed = pack_matrix(values, quantize=kind == BYTE)
     assert packed.kind == kind
     return packed
@@ -69,7 +72,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 @pytest.mark.parametrize("num_rows", [0, 1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 32, 33, 49, 64, 129, 300])
 @pytest.mark.parametrize("shape", [(1, 8), (3, 5), (4, 16), (70, 33), (130, 64), (33, 300), (600, 7), (40, 1700)])
-@pytest.mark.parametrize("kind", [FULL, HALF, BYTE])
+@pytest.mark.parametrize("kind", [FULL, HALF, BYTE, FP16])
 def test_products_equal_double_precision(num_rows: int, shape: tuple[int, int], kind: int, path: str) -> None:
     matrix = weights(shape, kind)
     x = np.random.default_rng(1).standard_normal((num_rows, shape[1])).astype(np.float32)
@@ -81,7 +84,7 @@ def test_products_equal_double_precision(num_rows: int, shape: tuple[int, int], 
         assert np.abs(multiply(matrix, vector, x) - expected).max(initial=0.0) < 2e-5 * max(1.0, np.sqrt(shape[1]))
 
 
-@pytest.mark.parametrize("kind", [FULL, HALF])
+@pytest.mark.parametrize("kind", [FULL, HALF, FP16])
 @pytest.mark.parametrize("num_rows", [5, 16, 32, 70])
 def test_products_are_no_less_precise_than_those_of_fp32(num_rows: int, kind: int, path: str) -> None:
     matrix = weights((320, 1536), kind)
@@ -92,7 +95,7 @@ def test_products_are_no_less_precise_than_those_of_fp32(num_rows: int, kind: in
 
 
 @pytest.mark.parametrize("num_rows", [1, 3, 8, 40])
-@pytest.mark.parametrize("kind", [FULL, HALF, BYTE])
+@pytest.mark.parametrize("kind", [FULL, HALF, BYTE, FP16])
 def test_chunks_taken_from_the_back_are_the_same_products(num_rows: int, kind: int, path: str) -> None:
     matrix = weights((600, 70), kind)
     x = np.random.default_rng(1).standard_normal((num_rows, 70)).astype(np.float32)
@@ -166,7 +169,7 @@ def test_digits_lose_less_than_fp32_does(factor: float) -> None:
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
-@pytest.mark.parametrize("kind", [HALF, BYTE])
+@pytest.mark.parametrize("kind", [HALF, BYTE, FP16])
 def test_what_is_not_finite_is_not_hidden(value: float, kind: int, path: str) -> None:
     x = np.ones((9, 40), np.float32)
     x[1, 7] = value
@@ -175,11 +178,13 @@ def test_what_is_not_finite_is_not_hidden(value: float, kind: int, path: str) ->
     assert np.isfinite(np.delete(product, 1, axis=0)).all()
 
 
-@pytest.mark.parametrize("kind", [FULL, HALF, BYTE])
+@pytest.mark.parametrize("kind", [FULL, HALF, BYTE, FP16])
 def test_rows_of_a_packed_matrix_are_read_back(kind: int) -> None:
     values = np.random.default_rng(0).standard_normal((70, 9)).astype(np.float32)
     if kind == HALF:
         values = (values.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    if kind == FP16:
+        values = values.astype(np.float16).astype(np.float32)
     packed = pack_matrix(values, quantize=kind == BYTE)
     chosen = np.array([69, 0, 3, 3, 17])
     if kind == BYTE:
@@ -200,3 +205,53 @@ def test_a_row_of_zeros_can_be_quantized() -> None:
     values = np.zeros((4, 8), np.float32)
     values[1] = 3.0
     assert np.array_equal(pack_matrix(values, quantize=True).rows(np.arange(4)), values)
+
+
+ALL_FP16 = np.arange(1 << 16).astype(np.uint16).view(np.float16)
+FINITE_FP16 = ALL_FP16[np.isfinite(ALL_FP16)]
+
+
+@pytest.mark.parametrize("num_rows", [1, 8, 24, 64])
+def test_every_fp16_weight_is_multiplied_exactly(num_rows: int, path: str) -> None:
+    """The largest, subnormal ones and both zeros among them: times one they come out as they are."""
+    values = FINITE_FP16.reshape(-1, 64).astype(np.float32)
+    matrix = weights_of(values)
+    assert matrix.kind == FP16
+    x = np.eye(64, dtype=np.float32)
+    product = np.concatenate([multiply(matrix, NONE, x[m : m + num_rows]) for m in range(0, 64, num_rows)])
+    assert np.array_equal(product, values.T)
+
+
+@pytest.mark.parametrize("num_rows", [1, 8, 24])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_weight_that_is_not_finite_is_not_hidden(value: float, num_rows: int, path: str) -> None:
+    values = np.full((20, 40), 1.0 + 2.0**-10, np.float16)
+    values[3, 7] = value
+    product = multiply(pack_fp16([values], Arena()), NONE, np.ones((num_rows, 40), np.float32))
+    assert not np.isfinite(product[:, 3]).any()
+    assert np.isfinite(np.delete(product, 3, axis=1)).all()
+
+
+def test_parts_of_fp16_are_packed_as_their_values_in_fp32_are() -> None:
+    rng = np.random.default_rng(0)
+    parts = [rng.standard_normal((rows, 33)).astype(np.float16) for rows in (5, 70)]
+    packed, whole = pack_fp16(parts, Arena()), pack_matrix(np.concatenate(parts).astype(np.float32))
+    assert packed.kind == whole.kind == FP16
+    assert np.array_equal(packed.panels, whole.panels)
+    assert pack_fp16([np.ones((5, 33), np.float16)], Arena()).kind == HALF
+
+
+def test_fp16_is_held_in_fp32_where_the_processor_does_not_widen_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrices, "WIDENS_FP16", False)
+    values = np.random.default_rng(0).standard_normal((70, 33)).astype(np.float16)
+    for packed in (pack_fp16([values], Arena()), pack_matrix(values.astype(np.float32))):
+        assert packed.kind == FULL
+        assert np.array_equal(packed.rows(np.arange(70)), values.astype(np.float32))
+
+
+def test_one_value_that_is_no_fp16_keeps_a_matrix_whole() -> None:
+    values = np.full((70, 9), 1.0 + 2.0**-10, np.float32)
+    assert pack_matrix(values).kind == FP16
+    for value in (1.0 + 2.0**-11, 65520.0, 2.0**-25):
+        values[69, 8] = value
+        assert pack_matrix(values).kind == FULL

@@ -100,10 +100,12 @@ def test_the_settings_of_a_load_hold_behind_a_note(
     check_twice(family_path("llama"), notes, reads, **options)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_rounded_weights_are_proven_by_a_note_of_their_own(
-    family_path: FamilyPath, notes: Notes, reads: list[str]
+    dtype: torch.dtype, tmp_path: Path, notes: Notes, reads: list[str]
 ) -> None:
-    path = family_path("llama")
+    path = tmp_path / "model"
+    build_model("llama").to(dtype).save_pretrained(path)
     logits = [logits_of(path, notes, quantize=quantize) for quantize in (None, "int8", None, "int8")]
     assert len(reads) == 2
     assert torch.equal(logits[0], logits[2])

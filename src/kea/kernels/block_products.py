@@ -17,6 +17,7 @@ from kea.kernels.panels import (
     BIAS,
     BYTE,
     DEPTH,
+    FP16,
     FULL,
     HALF,
     HAS_WIDE,
@@ -162,5 +163,11 @@ def multiply_blocks_byte(address: int, chunk: int) -> None:
     blocks_chunk(BYTE, address, chunk)
 
 
-BLOCKS_PRODUCTS = (Kernel(multiply_blocks_full), Kernel(multiply_blocks_half), Kernel(multiply_blocks_byte))
+def multiply_blocks_fp16(address: int, chunk: int) -> None:
+    blocks_chunk(FP16, address, chunk)
+
+
+BLOCKS_PRODUCTS = tuple(
+    map(Kernel, (multiply_blocks_full, multiply_blocks_half, multiply_blocks_byte, multiply_blocks_fp16))
+)
 """By the kind of the weights: x as fp32 rows [M, DEPTH]."""

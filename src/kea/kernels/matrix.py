@@ -14,7 +14,7 @@ from kea.kernels.arena import Arena
 from kea.kernels.block_products import BLOCKS_PRODUCTS
 from kea.kernels.byte_products import byte_config
 from kea.kernels.digits import DIGIT_DEPTH, GROUP_ROWS, group_bytes
-from kea.kernels.panels import BYTE, FEW_ROWS, FULL, HALF, LANES, ROWS_PRODUCTS, VALUES
+from kea.kernels.panels import BYTE, FEW_ROWS, FP16, FULL, HALF, LANES, ROWS_PRODUCTS, VALUES, WIDENS_FP16
 from kea.kernels.program import MAX_STREAM_CHUNKS, Kernel, Operation, Stream
 from kea.kernels.tile_products import TILES_PRODUCTS
 from kea.kernels.tiles import TILE_DEPTH, TILE_ROWS, has_tiles, tile_config
@@ -32,10 +32,10 @@ as many chunks as keep a thread from waiting long for the last one."""
 MAX_FIRST_BYTES = 256 << 10
 """What a thread may fetch of a product's weights before it begins: an eighth of the second cache of many cores."""
 
-MIN_TILE_ROWS = (13, 5, 1)
+MIN_TILE_ROWS = (13, 5, 1, 5)
 """By the kind of the weights: rows of x from which on tiles are no slower than vector registers."""
 
-DEPTH_UNIT = {FULL: TILE_DEPTH, HALF: TILE_DEPTH, BYTE: DIGIT_DEPTH}
+DEPTH_UNIT = {FULL: TILE_DEPTH, HALF: TILE_DEPTH, BYTE: DIGIT_DEPTH, FP16: TILE_DEPTH}
 """What a matrix's depth is padded to: values of k in a row of a tile."""
 
 
@@ -45,7 +45,9 @@ def padded(size: int, unit: int = PAIR_COLUMNS) -> int:
 
 @dataclass(frozen=True, slots=True)
 class PanelMatrix:
-    """W [N, K] as `panels` [padded N / 16, padded K / values, 16, values]; `kind` is FULL, HALF or BYTE.
+    """W [N, K] as `panels` [padded N / 16, padded K / values, 16, values]; `kind` is FULL, HALF, BYTE or FP16.
+
+    Those of FP16 are [padded N / 16, padded K / 2, 2, 16] instead.
 
     `scales` [padded N]: what a row of int8 weights is multiplied by; [0] for other kinds.
     """
@@ -85,6 +87,9 @@ class PanelMatrix:
 
     def rows(self, indices: I64) -> F32:
         """Return some rows of W [len(indices), K] in fp32."""
+        if self.kind == FP16:
+            lanes = self.panels[indices // LANES, :, :, indices % LANES]
+            return lanes.reshape(len(indices), -1)[:, : self.depth].astype(np.float32)
         found = self.panels[indices // LANES, :, indices % LANES].reshape(len(indices), -1)[:, : self.depth]
         if self.kind == HALF:
             return (found.astype(np.uint32) << 16).view(np.float32)
@@ -93,7 +98,7 @@ class PanelMatrix:
 
 
 def pack_matrix(weight: F32, *, quantize: bool = False, arena: Arena | None = None) -> PanelMatrix:
-    """Pack W [N, K] of fp32: as bfloat16 where that loses nothing, as int8 with a scale per row where `quantize`.
+    """Pack W [N, K] of fp32: as bfloat16 or fp16 where that loses nothing, as int8 with a row's scale where `quantize`.
 
     `arena`: where the panels are to lie; None: in one of their own.
     """
@@ -108,20 +113,42 @@ def pack_matrix(weight: F32, *, quantize: bool = False, arena: Arena | None = No
         values = np.rint(weight / scales[:num_columns, None]).astype(np.int8)
     elif not np.any(weight.view(np.uint32)[:64] & 0xFFFF) and not np.any(weight.view(np.uint32) & 0xFFFF):
         kind, values = HALF, (weight.view(np.uint32) >> 16).astype(np.uint16)
+    elif WIDENS_FP16 and _is_fp16(weight[:64]) and _is_fp16(weight):
+        kind, values = FP16, weight.astype(np.float16)
     return PanelMatrix(_panels(values, kind, arena or Arena()), kind, num_columns, depth, scales)
+
+
+def _is_fp16(weight: F32) -> bool:
+    with np.errstate(over="ignore"):
+        return bool(np.array_equal(weight.astype(np.float16), weight))
 
 
 def pack_halves(parts: Sequence[NDArray[np.uint16]], arena: Arena) -> PanelMatrix:
     """Pack a matrix of bfloat16 values, as their bits, that is given as parts [N, K], one below the other."""
+    return _pack_parts(parts, HALF, arena)
+
+
+def pack_fp16(parts: Sequence[NDArray[np.float16]], arena: Arena) -> PanelMatrix:
+    """Pack a matrix of fp16 values that is given as parts [N, K], one below the other: in fp32 where the processor does
+    not widen it, as bfloat16 where that loses nothing, too.
+    """
+    if WIDENS_FP16 and any(np.any(part[:64].view(np.uint16) & 7) for part in parts):
+        return _pack_parts(parts, FP16, arena)
+    return pack_matrix(np.concatenate(parts).astype(np.float32), arena=arena)
+
+
+def _pack_parts(parts: Sequence[NDArray[Any]], kind: int, arena: Arena) -> PanelMatrix:
     num_columns, depth = sum(len(part) for part in parts), parts[0].shape[1]
-    whole = parts[0] if len(parts) == 1 else Arena().zeros((num_columns, depth), np.uint16)
+    whole = parts[0] if len(parts) == 1 else Arena().zeros((num_columns, depth), parts[0].dtype)
     if len(parts) > 1:
         np.concatenate(parts, out=whole)
-    return PanelMatrix(_panels(whole, HALF, arena), HALF, num_columns, depth, np.empty(0, np.float32))
+    return PanelMatrix(_panels(whole, kind, arena), kind, num_columns, depth, np.empty(0, np.float32))
 
 
 def _panels(values: NDArray[Any], kind: int, arena: Arena) -> NDArray[Any]:
     """Lay values [N, K] out in panels, four bytes of a row at a time: as one number, which is thrice as fast."""
+    if kind == FP16:
+        return _fp16_panels(values, arena)
     unit = VALUES[kind]
     num_columns, depth = values.shape
     num_units = padded(depth, DEPTH_UNIT[kind]) // unit
@@ -134,6 +161,18 @@ def _panels(values: NDArray[Any], kind: int, arena: Arena) -> NDArray[Any]:
     target[:whole, :units] = words[: whole * LANES].reshape(whole, LANES, units).transpose(0, 2, 1)
     if num_columns % LANES:
         target[whole, :units, : num_columns % LANES] = words[whole * LANES :].T
+    return packed
+
+
+def _fp16_panels(values: NDArray[Any], arena: Arena) -> NDArray[Any]:
+    """Lay fp16 [N, K] out, a value at a time: 2.7 ms for 4,096 x 1,536, where bfloat16 takes 1.6."""
+    num_columns, depth = values.shape
+    packed = arena.zeros((padded(num_columns) // LANES, padded(depth, TILE_DEPTH) // 2, 2, LANES), values.dtype)
+    target = packed.reshape(len(packed), -1, LANES)  # [padded N / 16, padded K, 16]
+    whole = num_columns // LANES
+    target[:whole, :depth] = values[: whole * LANES].reshape(whole, LANES, depth).transpose(0, 2, 1)
+    if num_columns % LANES:
+        target[whole, :depth, : num_columns % LANES] = values[whole * LANES :].T
     return packed
 
 

@@ -3,18 +3,20 @@
 A matrix W [N, K] lies in *panels* of 16 rows of W; within a panel the values of one k, or of the 2 or 4 next to each
 other where they take fewer bits, lie together for all 16 rows: one unit of 64 bytes, [16, 64 / 16 / size]. So sums over
 k need no reduction across a register, a panel is read from its begin to its end, and a unit of bfloat16 is a row of
-Intel's tiles.
+Intel's tiles. A unit of fp16 is [2, 16] instead, so that its halves widen as they are: no tile takes them uncut.
 
 Rows of x meet tiles as three bfloat16 numbers whose sum is x, exactly: 24 bits of an fp32 significand are 3 times 8.
 Products of two bfloat16 are exact in fp32 and sums are formed in fp32, so the result is one of fp32 arithmetic. (The
 decomposition is that of Henry, Tang and Heinecke, "Leveraging the bfloat16 Artificial Intelligence Datatype For
 Higher-Precision Computations", 2019.) An fp32 weight is cut the same way; of the nine products, the three that are
-below the last bit are left out. For int8 weights they are cut into digits (`kea.kernels.digits`).
+below the last bit are left out. The 11 bits of an fp16 weight are two such numbers, none of them subnormal; one of six
+products is left out. For int8 weights x is cut into digits (`kea.kernels.digits`).
 """
 
 from __future__ import annotations
 
 import functools
+import platform
 from typing import Any
 
 import numpy as np
@@ -30,10 +32,13 @@ from kea.kernels.tiles import TILE_BYTES
 
 LANES = 16
 UNIT_BYTES = 64
-FULL, HALF, BYTE = range(3)
-VALUES = {FULL: 1, HALF: 2, BYTE: 4}
-WEIGHT_BYTES = (4, 2, 1)
-"""The kinds of weights (fp32, bfloat16, int8), how many values of one row of W a unit holds, bytes of a weight."""
+FULL, HALF, BYTE, FP16 = range(4)
+VALUES = {FULL: 1, HALF: 2, BYTE: 4, FP16: 2}
+WEIGHT_BYTES = (4, 2, 1, 2)
+"""Kinds of weights (fp32, bfloat16, int8, fp16), how many values of one row of W a unit holds, bytes of a weight."""
+
+WIDENS_FP16 = platform.machine() not in ("x86_64", "AMD64") or bool(binding.get_host_cpu_features().get("f16c"))
+"""Whether the processor widens fp16 in vectors. Without, such weights are held in fp32."""
 
 HAS_WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
 PANEL_BLOCK, MAX_SUMS = (2, 16) if HAS_WIDE else (1, 4)
@@ -49,6 +54,7 @@ BLOCK_STEP_BYTES = SPLITS * 2 * TILE_BYTES
 """Rows that one pass over tiles takes; bytes of those rows for 32 values of k: three parts of two tiles."""
 
 VECTOR = ir.VectorType(F32, LANES)
+HALVES = ir.VectorType(ir.HalfType(), LANES)
 INTS = ir.VectorType(ir.IntType(32), LANES)
 
 # Arguments of a product: addresses, sizes in bytes where not said otherwise; SCALE and BIAS are 0 where there is none.
@@ -85,6 +91,9 @@ def emit_widened(builder: Any, kind: int, address: Any) -> list[Any]:
     """Load a unit; return its values of each k as fp32 vectors over the 16 rows of W."""
     if kind == FULL:
         return [builder.load(pointer(builder, address), typ=VECTOR, align=4)]
+    if kind == FP16:
+        places = (address, builder.add(address, I64(UNIT_BYTES // 2)))
+        return [builder.fpext(builder.load(pointer(builder, at), typ=HALVES, align=4), VECTOR) for at in places]
     bits = builder.load(pointer(builder, address), typ=INTS, align=4)
     if kind == HALF:
         halves = [builder.shl(bits, _ints(16)), builder.and_(bits, _ints(0xFFFF0000))]
@@ -107,11 +116,8 @@ def emit_pair(builder: Any, low: Any, high: Any) -> Any:
     return builder.or_(low, builder.and_(builder.bitcast(high, INTS), _ints(0xFFFF0000)))
 
 
-def emit_cut(builder: Any, source: Any, targets: list[Any]) -> None:
-    """Emit what turns two units of fp32 into a row of each of some tiles: bfloat16 numbers whose sum they are."""
-    rest = [
-        builder.load(pointer(builder, builder.add(source, I64(UNIT_BYTES * i))), typ=VECTOR, align=4) for i in range(2)
-    ]
+def emit_cut(builder: Any, rest: list[Any], targets: list[Any]) -> None:
+    """Emit what turns two vectors of fp32 into a row of each of some tiles: bfloat16 numbers whose sum they are."""
     for target in targets:
         builder.store(emit_pair(builder, *rest), pointer(builder, target), align=64)
         tops = [builder.bitcast(builder.and_(builder.bitcast(v, INTS), _ints(0xFFFF0000)), VECTOR) for v in rest]
@@ -252,5 +258,9 @@ def multiply_rows_byte(address: int, chunk: int) -> None:
     rows_chunk(BYTE, address, chunk)
 
 
-ROWS_PRODUCTS = (Kernel(multiply_rows_full), Kernel(multiply_rows_half), Kernel(multiply_rows_byte))
+def multiply_rows_fp16(address: int, chunk: int) -> None:
+    rows_chunk(FP16, address, chunk)
+
+
+ROWS_PRODUCTS = tuple(map(Kernel, (multiply_rows_full, multiply_rows_half, multiply_rows_byte, multiply_rows_fp16)))
 """Of up to FEW_ROWS rows, by the kind of the weights: x as fp32 rows [M, DEPTH]."""

@@ -6,7 +6,7 @@ from numba import carray, njit
 
 from kea.kernels import tiles
 from kea.kernels.byte_products import BYTES_PRODUCT
-from kea.kernels.full_products import cut_full
+from kea.kernels.full_products import cut_chunk
 from kea.kernels.machine import i64_at
 from kea.kernels.panels import (
     BIAS,
@@ -14,6 +14,8 @@ from kea.kernels.panels import (
     BLOCK_STEP_BYTES,
     CONFIG,
     DEPTH,
+    FP16,
+    FULL,
     LANES,
     NUM_ARGUMENTS,
     OUT,
@@ -104,7 +106,11 @@ def multiply_16(x: int, panels: tuple[int, int, int], num_steps: int, sums: tupl
 
 
 def multiply_tiles_full(address: int, chunk: int) -> None:
-    cut_full(carray(i64_at(address), NUM_ARGUMENTS), chunk)
+    cut_chunk(FULL, carray(i64_at(address), NUM_ARGUMENTS), chunk)
+
+
+def multiply_tiles_fp16(address: int, chunk: int) -> None:
+    cut_chunk(FP16, carray(i64_at(address), NUM_ARGUMENTS), chunk)
 
 
 def multiply_tiles_half(address: int, chunk: int) -> None:
@@ -131,5 +137,10 @@ def multiply_tiles_half(address: int, chunk: int) -> None:
     finish(sums, num_rows, (panel * LANES, (last - panel) * LANES), a[SCALE], a[BIAS])
 
 
-TILES_PRODUCTS = (Kernel(multiply_tiles_full), Kernel(multiply_tiles_half), BYTES_PRODUCT)
+TILES_PRODUCTS = (
+    Kernel(multiply_tiles_full),
+    Kernel(multiply_tiles_half),
+    BYTES_PRODUCT,
+    Kernel(multiply_tiles_fp16),
+)
 """By the kind of the weights: x as tiles [M / 32, DEPTH / 32, 3, 2, 16, 32] bfloat16, or as digits for int8."""

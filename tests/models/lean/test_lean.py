@@ -117,30 +117,52 @@ def test_a_longer_step_in_between_moves_buffers_and_changes_nothing(family_path:
     assert torch.equal(logits[0], logits[2])
 
 
-def rounded_model(directory: Path) -> Path:
-    """Write a model whose weights are all bfloat16 values."""
-    model = build_model("qwen2").to(torch.bfloat16)
+HELD_AS = {torch.bfloat16: "uint16", torch.float16: "float16"}
+
+
+def rounded_model(directory: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
+    """Write a model whose weights are all values of a type of 16 bits."""
+    model = build_model("qwen2").to(dtype)
     model.save_pretrained(directory)
     return directory
 
 
-def test_weights_of_a_16_bit_checkpoint_stay_16_bit_and_lose_nothing(tmp_path: Path) -> None:
-    lean, hosted = both(rounded_model(tmp_path))
+@pytest.mark.parametrize("dtype", HELD_AS)
+def test_weights_of_a_16_bit_checkpoint_stay_16_bit_and_lose_nothing(dtype: torch.dtype, tmp_path: Path) -> None:
+    lean, hosted = both(rounded_model(tmp_path, dtype))
     assert isinstance(lean, LeanDecoder)
-    assert lean.weight_dtypes == {"uint16"}
+    assert lean.weight_dtypes == {HELD_AS[dtype]}
     texts = [random_text(length, length) for length in (90, 30, 3)]
     for max_chunk in (1, 9, 100):
         pairs = zip(*(run_paged(model, texts, max_chunk=max_chunk) for model in (lean, hosted)), strict=True)
         assert all((ours - theirs).abs().max() < TOLERANCE for ours, theirs in pairs)
 
 
-@pytest.mark.parametrize("kind", ["float32", "uint16", "int8"])
+def test_matrices_of_one_checkpoint_keep_types_of_their_own(tmp_path: Path) -> None:
+    model = build_model("qwen2").to(torch.float16)
+    layers = model.model.layers
+    layers[0].mlp.to(torch.bfloat16)
+    layers[0].self_attn.q_proj.to(torch.bfloat16)  # fused with keys and values in fp16
+    layers[1].mlp.down_proj.weight.data = layers[1].mlp.down_proj.weight.data.float() * (1.0 + 2.0**-20)
+    for norm in (model.model.norm, layers[0].input_layernorm):
+        norm.to(torch.float32).weight.data += 2.0**-20
+    model.save_pretrained(tmp_path)
+    lean, hosted = both(tmp_path)
+    assert isinstance(lean, LeanDecoder)
+    assert lean.weight_dtypes == {"float16", "uint16", "float32"}
+    texts = [random_text(length, length) for length in (40, 3)]
+    pairs = zip(*(run_paged(decoder, texts, max_chunk=9) for decoder in (lean, hosted)), strict=True)
+    assert all((ours - theirs).abs().max() < TOLERANCE for ours, theirs in pairs)
+
+
+@pytest.mark.parametrize("kind", ["float32", "uint16", "float16", "int8"])
 def test_no_step_has_to_wait_for_a_compiler(
     kind: str, family_path: FamilyPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for kernel in [found for found in gc.get_objects() if type(found) is program.Kernel]:
         monkeypatch.setattr(kernel, "_compiled", None)
-    path = rounded_model(tmp_path) if kind == "uint16" else family_path("llama")
+    types = {name: dtype for dtype, name in HELD_AS.items()}
+    path = rounded_model(tmp_path, types[kind]) if kind in types else family_path("llama")
     model = load_model(path, quantize="int8" if kind == "int8" else None)
     assert isinstance(model, LeanDecoder)
     assert model.weight_dtypes == {kind}

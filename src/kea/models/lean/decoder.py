@@ -119,7 +119,7 @@ class LeanDecoder:
 
     @property
     def weight_dtypes(self) -> frozenset[str]:
-        """The types in which the layers' matrices are held: float32, uint16 for bfloat16, int8."""
+        """The types in which the layers' matrices are held: float32, uint16 for bfloat16, float16, int8."""
         layers = self._weights.layers
         matrices = (linear.weight for layer in layers for linear in (layer.qkv, layer.out, layer.gate_up, layer.down))
         return frozenset(str(matrix.panels.dtype) for matrix in matrices)

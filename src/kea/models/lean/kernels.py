@@ -7,8 +7,8 @@ from numba import carray
 from numpy.typing import NDArray
 
 from kea.kernels.jit import compiled
-from kea.kernels.machine import f32_at, float_of_bits, i8_at, u16_at
-from kea.kernels.panels import FULL, HALF, LANES
+from kea.kernels.machine import bits_of_float, f32_at, float_of_bits, i8_at, u16_at
+from kea.kernels.panels import FP16, FULL, HALF, LANES
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -86,6 +86,19 @@ def activate(gate: F32, up: F32, out: F32, tanh: bool) -> None:
 
 
 @compiled()
+def widened_fp16(bits: np.uint32) -> np.float32:
+    """Return the value of an fp16 by its bits, in integers: not every processor widens it."""
+    sign, body = np.uint32((bits & np.uint32(0x8000)) << np.uint32(16)), np.uint32(bits & np.uint32(0x7FFF))
+    if body < np.uint32(0x0400):  # subnormal
+        wide = bits_of_float(np.float32(body) * np.float32(2.0**-24))
+    elif body < np.uint32(0x7C00):
+        wide = np.uint32((body << np.uint32(13)) + np.uint32(112 << 23))
+    else:
+        wide = np.uint32((body << np.uint32(13)) | np.uint32(0x7F800000))
+    return float_of_bits(np.uint32(sign | wide))  # type: ignore[no-any-return]
+
+
+@compiled()
 def place_weights(panels: tuple[int, int, int], index: int, scales: F32, out: F32) -> None:
     """Write row `index` of a matrix in panels. `panels`: their address, the bytes of one, the kind of weights."""
     address, panel_bytes, kind = panels
@@ -100,6 +113,10 @@ def place_weights(panels: tuple[int, int, int], index: int, scales: F32, out: F3
         for k in range(out.shape[0]):
             bits = np.uint32(half[k // 2 * 2 * LANES + 2 * lane + k % 2])
             out[k] = float_of_bits(np.uint32(bits << np.uint32(16)))
+    elif kind == FP16:
+        short = carray(u16_at(first), panel_bytes // 2)
+        for k in range(out.shape[0]):
+            out[k] = widened_fp16(np.uint32(short[k * LANES + lane]))
     else:
         byte = carray(i8_at(first), panel_bytes)
         for k in range(out.shape[0]):

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from kea.kernels.arena import Arena
-from kea.kernels.matrix import PanelMatrix, pack_halves, pack_matrix, padded
+from kea.kernels.matrix import PanelMatrix, pack_fp16, pack_halves, pack_matrix, padded
 from kea.models.lean.spec import DecoderSpec
 
 F32 = NDArray[np.float32]
@@ -75,7 +75,7 @@ def fuse_weights(model: Any, spec: DecoderSpec, *, is_tied: bool, quantize: bool
     """Copy the weights of a transformers model on the CPU into our layout; `quantize`: matrices as int8.
 
     `is_tied`: the output matrix is the embedding's. `model` may be anything that has its weights under the same names,
-    in fp32, bfloat16 or fp16.
+    in fp32, bfloat16 or fp16; a matrix keeps its type, whatever the others'.
     """
 
     with torch.no_grad():
@@ -108,6 +108,8 @@ def _stack_into(arena: Arena, *, quantize: bool) -> Stack:
     def stacked(parts: Sequence[torch.Tensor]) -> PanelMatrix:
         if all(part.dtype == torch.bfloat16 for part in parts) and not quantize:
             return pack_halves([part.contiguous().view(torch.uint16).numpy() for part in parts], arena)
+        if all(part.dtype == torch.float16 for part in parts) and not quantize:
+            return pack_fp16([part.contiguous().numpy() for part in parts], arena)
         whole = np.concatenate([part.detach().float().numpy() for part in parts])
         return pack_matrix(whole, quantize=quantize, arena=arena)
 
