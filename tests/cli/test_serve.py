@@ -190,6 +190,8 @@ def test_a_template_a_default_sampling_and_an_engine_that_tells_its_settings(sto
     [
         (("--quantize", "int4"), "quantize is 'int4'; it must be one of int8"),
         (("--device", "gpu"), "device is 'gpu'; it must be auto, cpu, cuda or cuda:N"),
+        (("--max-burst-ms", "-1"), "max-burst-ms is '-1'; it must be a number of milliseconds above 0, or 0"),
+        (("--num-threads", "100000"), "num_threads is 100000; it must be at least 1 and at most"),
         (("--tpot-objective-ms", "0"), "tpot-objective-ms is '0'; it must be a number of milliseconds above 0"),
         (("--chat-template", "{% if %}"), "The chat template cannot be parsed"),
         (("--chat-template", "not-here.jinja"), "chat-template is 'not-here.jinja', which cannot be read"),

@@ -31,16 +31,17 @@ def num_bytes(name: str) -> Callable[[str], int]:
     return lambda text: parse_bytes(str(text), name)
 
 
-def milliseconds(name: str) -> Callable[[str], float]:
-    """Return a parser of a time above 0 in milliseconds for the option `name`."""
+def milliseconds(name: str, *, or_none: bool = False) -> Callable[[str], float]:
+    """Return a parser of a time above 0 (`or_none`: or of 0) in milliseconds for the option `name`."""
 
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not 0.0 < value < math.inf:
-            raise InvalidRequest(f"{name} is {text!r}; it must be a number of milliseconds above 0.", param=name)
+        if not (0.0 < value < math.inf or (or_none and value == 0.0)):
+            allowed = "above 0, or 0" if or_none else "above 0"
+            raise InvalidRequest(f"{name} is {text!r}; it must be a number of milliseconds {allowed}.", param=name)
         return value
 
     return parse
@@ -103,7 +104,9 @@ KvMemory = Annotated[
 ]
 Dtype = Annotated[str, _engine(f"The arithmetic: {', '.join(DTYPES)}.", metavar="NAME")]
 Device = Annotated[str, _engine("auto (a GPU if there is one), cpu, cuda or cuda:N.", metavar="NAME")]
-NumThreads = Annotated[int | None, _engine("Threads of the engine on a CPU; one per core by default.", metavar="COUNT")]
+NumThreads = Annotated[
+    int | None, _engine("Threads of the engine on a CPU, at most one per core, as by default.", metavar="COUNT")
+]
 Quantize = Annotated[
     str | None, _engine("int8: weights in 8 bits, on a CPU. Faster, and no longer exactly the model.", metavar="NAME")
 ]
@@ -128,6 +131,7 @@ MaxBurstMs = Annotated[
     float,
     _engine(
         "Compute several tokens at a time for up to so long where nothing else is to be done; 0: one at a time.",
+        parser=milliseconds("max-burst-ms", or_none=True),
         metavar="MS",
     ),
 ]

@@ -36,9 +36,12 @@ def choose_model(model: str | None) -> ModelSource:
 
 
 def check_machine(config: EngineConfig) -> None:
-    """Raise `InvalidRequest` where the device that was asked for is not here; torch is asked where one was named."""
-    if config.device in ("auto", "cpu"):
+    """Raise `InvalidRequest` where the device or the threads asked for are not here; torch is asked only for those."""
+    is_device_named = config.device not in ("auto", "cpu")
+    if not is_device_named and config.num_threads is None:
         return
-    from kea.engine.machine import resolve_device
+    from kea.engine.machine import check_num_threads, resolve_device
 
-    resolve_device(config.device)
+    if is_device_named:
+        resolve_device(config.device)
+    check_num_threads(config.num_threads)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from kea.engine.containers import try_cores, try_memory_room
-from kea.errors import InvalidRequest
+from kea.errors import InvalidRequest, check_range
 
 _MEMINFO = Path("/proc/meminfo")
 
@@ -52,10 +52,21 @@ def num_cores() -> int:
     """Return the cores that this process may use, within the limit of a container: more threads than that would be
     stopped in the middle of a step.
     """
-    num_there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    num_there = _num_there()
     return min(num_there, try_cores() or num_there)
 
 
+def _num_there() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_num_threads(num_threads: int | None) -> None:
+    """Raise `InvalidRequest` for more threads than there are cores: the kernels' threads spin for each other."""
+    if num_threads is not None:
+        check_range("num_threads", num_threads, 1, _num_there())
+
+
 def set_num_threads(num_threads: int | None) -> None:
-    """Give torch's operators this many threads (None: one per core)."""
+    """Give torch's operators this many threads (None: one per core). Raises as `check_num_threads` does."""
+    check_num_threads(num_threads)
     torch.set_num_threads(num_threads or num_cores())
