@@ -59,5 +59,5 @@ async def _run(server: Serving) -> None:
 
 
 async def test_a_killed_engine_loses_no_request(stories260k: Path) -> None:
-    with serving(stories260k, "--num-threads", "1") as server:
+    with serving(stories260k, "--num-threads", "1", "--max-burst-ms", "0") as server:  # so that streams take a while
         await _run(server)
