@@ -218,6 +218,25 @@ def test_a_checkpoint_that_is_edited_while_it_is_loaded_leaves_no_note(
     assert torch.equal(after, logits_of(path, None))
 
 
+def test_a_file_that_cannot_be_read_keeps_notes_away_and_not_the_model(
+    tmp_path: Path, notes: Notes, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_model("llama", tmp_path)
+    (path / "private.txt").write_text("of no use to a load")
+    read_bytes = Path.read_bytes
+
+    def read(file: Path) -> bytes:
+        if file.name == "private.txt":
+            raise PermissionError(13, "Permission denied", str(file))
+        return read_bytes(file)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    for _ in range(2):
+        load_model(path, notes=notes)
+    assert len(reads) == 2
+    assert not (tmp_path / "notes").exists()
+
+
 def test_other_versions_of_the_libraries_find_no_note(
     family_path: FamilyPath, notes: Notes, reads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,17 +103,23 @@ def _name(files: str, kind: str, settings: tuple[object, ...]) -> str:
 
 
 def _try_digest_of_files(source: str) -> str | None:
-    """Return a checksum of all files of a directory that could be anything but weights; None where it is none."""
+    """Return a checksum of all files of a directory that could be anything but weights; None where it is none, or they
+    cannot all be read.
+    """
     directory = Path(source)
     if not directory.is_dir():
         return None
     digest, num_bytes = hashlib.sha256(), 0
-    for path in sorted(_small_files(directory)):
-        num_bytes += path.stat().st_size
-        if num_bytes > MAX_SMALL_BYTES:
-            return None
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(directory)} {len(content)}\n".encode() + content)
+    try:
+        for path in sorted(_small_files(directory)):
+            num_bytes += path.stat().st_size
+            if num_bytes > MAX_SMALL_BYTES:
+                return None
+            content = path.read_bytes()
+            digest.update(f"{path.relative_to(directory)} {len(content)}\n".encode() + content)
+    except OSError as error:  # a file that the load may have no use for; if it has, it says so
+        logger.info("Nothing is noted of %s for its next start: %s", source, error)
+        return None
     return digest.hexdigest()
 
 
