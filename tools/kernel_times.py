@@ -65,6 +65,9 @@ def pieces_of(core: EngineCore, batch: int) -> tuple[dict[str, list[Operation]],
     found: dict[str, list[Operation]] = {"whole": []}
     for operation in program._operations:
         name = operation.kernel._function.__name__
+        if operation.own is not None:
+            own = Operation(operation.own.kernel, operation.own.arguments, shape.num_threads)
+            found.setdefault(own.kernel._function.__name__, []).append(own)
         if name not in NOT_REPEATABLE:
             found.setdefault(name, []).append(operation)
             found["whole"].append(operation)

@@ -47,7 +47,7 @@ def record(matrix: PanelMatrix, bias: F32, x: F32, num_threads: int) -> Recorded
     taken, operations = rows, []
     if matrix.takes_tiles(len(x)):
         taken = aligned_zeros((max(1, tiles_bytes(len(x), matrix.depth, matrix.kind)),), np.uint8)
-        arguments = np.array([rows.ctypes.data, rows.shape[1], len(rows), taken.ctypes.data, matrix.kind], np.int64)
+        arguments = np.array([rows.ctypes.data, rows.shape[1], len(rows), taken.ctypes.data, matrix.kind, 0], np.int64)
         operations.append(Operation(steps.CUT, arguments, -(-len(rows) // steps.CHUNK_ROWS)))
     out = aligned_zeros((len(x), matrix.padded_columns), np.float32)
     operation, holds = record_product(matrix, bias, taken, out, num_threads)

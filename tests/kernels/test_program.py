@@ -23,6 +23,7 @@ from kea.kernels.program import (
     WORDS,
     Kernel,
     Operation,
+    Own,
     Program,
     Stream,
     place_of,
@@ -110,6 +111,38 @@ def test_a_thread_fetches_what_the_next_operation_gives_it_first() -> None:
             (start + 8, 1, 1024),
             (stop - 72, -1, 1024),
         ]
+
+
+def prepare(address: int, thread: int) -> None:
+    """Count a thread's turn."""
+    a = carray(i64_at(address), 4)
+    a[thread] += 1
+
+
+def note(address: int, chunk: int) -> None:
+    """Note by whose arguments a chunk was computed, and whether its thread had prepared for this run."""
+    a = carray(i64_at(address), 5)
+    fetch_add(a[0] + 8 * chunk, 1)
+    turns = carray(i64_at(a[1]), 4)
+    if turns[a[2]] < a[3]:
+        fetch_add(a[4], 1)
+
+
+def test_a_thread_prepares_for_itself_before_its_first_chunk_and_has_arguments_of_its_own() -> None:
+    turns, counts, faults = np.zeros(4, np.int64), np.zeros(50, np.int64), np.zeros(1, np.int64)
+    arguments = np.array(
+        [[counts.ctypes.data, turns.ctypes.data, thread, 0, faults.ctypes.data] for thread in range(3)]
+    )
+    operation = Operation(Kernel(note), arguments, 50, own=Own(Kernel(prepare), turns))
+    program = Program([operation], (turns, counts, faults))
+    for run in range(1, 100):
+        arguments[:, 3] = turns[:3] + 1
+        TEAM.run(program, 3)
+        assert (counts == run).all()
+    assert faults[0] == 0
+    assert 99 <= turns.sum() <= 3 * 99
+    program.begin(1, {}).take_part(3)  # woken for a larger job before
+    assert turns[3] == 0
 
 
 def test_an_empty_program_ends() -> None:

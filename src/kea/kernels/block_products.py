@@ -14,23 +14,19 @@ from numba.extending import intrinsic
 
 from kea.kernels.machine import F32, I64, emit_prefetch, i64_at, pointer
 from kea.kernels.panels import (
-    BIAS,
     BYTE,
     DEPTH,
     FP16,
     FULL,
     HALF,
     HAS_WIDE,
-    LANES,
     NUM_ARGUMENTS,
     OUT,
     OUT_STRIDE,
     PANEL_BLOCK,
     PANEL_BYTES,
     SCALE,
-    UNIT_BYTES,
     VALUES,
-    VECTOR,
     WEIGHT_BYTES,
     X_STRIDE,
     W,
@@ -43,6 +39,7 @@ from kea.kernels.panels import (
     finish,
     part_of,
 )
+from kea.kernels.parts import UNIT_BYTES, VECTOR
 from kea.kernels.program import Kernel
 
 MOST, MORE, SOME = (12, 8, 4) if HAS_WIDE else (6, 4, 3)
@@ -148,7 +145,7 @@ def blocks_chunk(kind: int, address: int, chunk: int) -> None:
             size = min(BLOCK_UNITS, units - k)
             block = (x + k * unit_bytes, x_stride, w + k * UNIT_BYTES, panel_bytes, ahead, out, out_stride, size)
             multiply_rows(kind, num_rows, block, k > 0)
-        finish((out, out_stride), num_rows, (p * LANES, PANEL_BLOCK * LANES), a[SCALE], a[BIAS])
+    finish(a, (row, num_rows), (panel, last), a[SCALE])
 
 
 def multiply_blocks_full(address: int, chunk: int) -> None:

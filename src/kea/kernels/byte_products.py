@@ -19,22 +19,20 @@ from kea.kernels import tiles
 from kea.kernels.digits import DIGIT_DEPTH, DIGITS, GROUP_ROWS, GROUP_STEP_BYTES, TILE_GROUP
 from kea.kernels.machine import CACHE_LINE_BYTES, i64_at, pointer
 from kea.kernels.panels import (
-    BIAS,
     CONFIG,
     DEPTH,
-    LANES,
     NUM_ARGUMENTS,
     OUT,
     OUT_STRIDE,
     PANEL_BYTES,
     SCALE,
-    UNIT_BYTES,
     W,
     X,
     direction,
     finish,
     part_of,
 )
+from kea.kernels.parts import LANES, UNIT_BYTES
 from kea.kernels.program import Kernel
 from kea.kernels.tiles import TILE_BYTES, TILE_ROWS, tile_config
 from kea.kernels.vectors import INTEGERS, VECTOR, WIDTH, Emitter
@@ -202,8 +200,7 @@ def multiply_tiles_byte(address: int, chunk: int) -> None:
                 sums, other = other, sums
     finish_group(pending)
     tiles.release()
-    columns = (panel * LANES, (last - panel) * LANES)
-    finish((a[OUT] + row * stride + panel * UNIT_BYTES, stride), num_rows, columns, 0, a[BIAS])
+    finish(a, (row, num_rows), (panel, last), 0)
     room[0] = 0  # alive until here
 
 

@@ -20,21 +20,15 @@ from numpy.typing import NDArray
 from kea.kernels import tiles
 from kea.kernels.machine import I64, emit_prefetch, f32_at
 from kea.kernels.panels import (
-    BIAS,
-    BLOCK_ROWS,
-    BLOCK_STEP_BYTES,
     CONFIG,
     DEPTH,
     FP16,
     FULL,
-    LANES,
     OUT,
     OUT_STRIDE,
     PANEL_BYTES,
     SCALE,
-    SPLITS,
     TAIL_CONFIG,
-    UNIT_BYTES,
     VALUES,
     WEIGHT_BYTES,
     W,
@@ -45,6 +39,7 @@ from kea.kernels.panels import (
     finish,
     part_of,
 )
+from kea.kernels.parts import BLOCK_ROWS, BLOCK_STEP_BYTES, LANES, SPLITS, UNIT_BYTES
 from kea.kernels.tiles import TILE_BYTES, TILE_DEPTH, TILE_ROWS, emit_dot, emit_load
 
 PARTS = {FULL: SPLITS, FP16: 2}
@@ -161,8 +156,7 @@ def cut_chunk(kind: int, a: NDArray[np.int64], chunk: int) -> None:
         rows = (row + m, min(BLOCK_ROWS, num_rows - m))
         multiply_block(kind, a, rows, (first, way, (last - panel) // 2), start)
     tiles.release()
-    sums = (a[OUT] + row * a[OUT_STRIDE] + panel * UNIT_BYTES, a[OUT_STRIDE])
-    finish(sums, num_rows, (panel * LANES, (last - panel) * LANES), a[SCALE], a[BIAS])
+    finish(a, (row, num_rows), (panel, last), a[SCALE])
     room[0] = 0  # alive until here
 
 

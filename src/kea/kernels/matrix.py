@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 
 from kea.kernels import panels
 from kea.kernels.arena import Arena
+from kea.kernels.behind import GATE, Then
 from kea.kernels.block_products import BLOCKS_PRODUCTS
 from kea.kernels.byte_products import byte_config
 from kea.kernels.digits import DIGIT_DEPTH, GROUP_ROWS, group_bytes
-from kea.kernels.panels import BYTE, FEW_ROWS, FP16, FULL, HALF, LANES, ROWS_PRODUCTS, VALUES, WIDENS_FP16
-from kea.kernels.program import MAX_STREAM_CHUNKS, Kernel, Operation, Stream
+from kea.kernels.gates import GATES
+from kea.kernels.panels import BYTE, FEW_ROWS, FP16, FULL, HALF, ROWS_PRODUCTS, VALUES, WIDENS_FP16
+from kea.kernels.parts import BLOCK_ROWS, BLOCK_STEP_BYTES, LANES
+from kea.kernels.program import MAX_STREAM_CHUNKS, Kernel, Operation, Own, Stream
 from kea.kernels.tile_products import TILES_PRODUCTS
 from kea.kernels.tiles import TILE_DEPTH, TILE_ROWS, has_tiles, tile_config
 
@@ -180,16 +183,23 @@ def tiles_bytes(num_rows: int, depth: int, kind: int) -> int:
     """Return the bytes that rows of x take when they are cut into tiles for a kind of weights."""
     if kind == BYTE:
         return -(-num_rows // GROUP_ROWS) * group_bytes(depth)
-    return -(-num_rows // panels.BLOCK_ROWS) * (padded(depth, TILE_DEPTH) // TILE_DEPTH) * panels.BLOCK_STEP_BYTES
+    return -(-num_rows // BLOCK_ROWS) * (padded(depth, TILE_DEPTH) // TILE_DEPTH) * BLOCK_STEP_BYTES
 
 
 def record_product(
-    matrix: PanelMatrix, bias: F32, x: NDArray[Any], out: F32, num_threads: int
+    matrix: PanelMatrix,
+    bias: F32,
+    x: NDArray[Any],
+    out: F32,
+    num_threads: int,
+    *,
+    then: Then | None = None,
+    own: Own | None = None,
 ) -> tuple[Operation, list[object]]:
     """Return the operation out = x W^T + bias, and what must live as long as it.
 
     x [M, K padded to 32] fp32, or its tiles (uint8) if the matrix takes them; out [M, padded N]; `bias` [padded N] or
-    [0].
+    [0]. `then`: what becomes of the sums at once. `own`: what each thread makes its x with; then x [threads, ...].
     """
     num_rows = len(out)
     takes_tiles = matrix.takes_tiles(num_rows)
@@ -198,11 +208,13 @@ def record_product(
     chunk_rows, chunk_panels = CHUNK_ROWS, 2 * max(1, pairs // (CHUNKS_PER_THREAD * num_threads))
     if num_rows > CHUNK_ROWS // 2:
         chunk_panels = 2 * -(-pairs // max(1, pairs // CHUNK_PAIRS))
-    full, tail = tile_config((TILE_ROWS,) * 8), _tail_config(num_rows % panels.BLOCK_ROWS)
+    if then is not None and then.work == GATE:
+        chunk_panels = padded(chunk_panels, 2 * GATES // LANES)
+    full, tail = tile_config((TILE_ROWS,) * 8), _tail_config(num_rows % BLOCK_ROWS)
     if matrix.kind == BYTE:
         full = byte_config(num_rows)
     arguments = np.zeros(panels.NUM_ARGUMENTS, np.int64)
-    arguments[panels.X], arguments[panels.X_STRIDE] = x.ctypes.data, 0 if takes_tiles else x.strides[0]
+    arguments[panels.X], arguments[panels.X_STRIDE] = x.ctypes.data, 0 if takes_tiles else x.strides[-2]
     arguments[panels.W], arguments[panels.PANEL_BYTES] = matrix.panels.ctypes.data, matrix.panels.strides[0]
     arguments[panels.DEPTH] = matrix.padded_depth if takes_tiles else padded(matrix.depth)
     arguments[panels.OUT], arguments[panels.OUT_STRIDE] = out.ctypes.data, out.strides[0]
@@ -216,7 +228,13 @@ def record_product(
     if num_rows <= chunk_rows and num_chunks <= MAX_STREAM_CHUNKS and panels.streams(matrix.kind, num_rows):
         start, panel_bytes = matrix.panels.ctypes.data, matrix.panels.strides[0]
         stream = _stream(start, num_panels * panel_bytes, chunk_panels * panel_bytes, num_threads)
-    return Operation(matrix.kernel(num_rows), arguments, num_chunks, stream=stream), [matrix, bias, x, out, full, tail]
+    if then is not None:
+        arguments[panels.THEN], arguments[panels.THEN_ARGUMENTS] = then.work, then.arguments.ctypes.data
+    if own is not None:
+        arguments = np.tile(arguments, (num_threads, 1))
+        arguments[:, panels.X] = [part.ctypes.data for part in x]
+    operation = Operation(matrix.kernel(num_rows), arguments, num_chunks, stream=stream, own=own)
+    return operation, [matrix, bias, x, out, full, tail, then, own]
 
 
 def _stream(start: int, num_bytes: int, chunk_bytes: int, num_threads: int) -> Stream:

@@ -26,12 +26,11 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from kea.kernels.behind import ADD, GATE, add_rows, gate_rows
 from kea.kernels.machine import F32, I64, emit_prefetch, f32_at, i64_at, pointer
+from kea.kernels.parts import INTS, LANES, UNIT_BYTES, VECTOR
 from kea.kernels.program import FROM_BACK, Kernel
-from kea.kernels.tiles import TILE_BYTES
 
-LANES = 16
-UNIT_BYTES = 64
 FULL, HALF, BYTE, FP16 = range(4)
 VALUES = {FULL: 1, HALF: 2, BYTE: 4, FP16: 2}
 WEIGHT_BYTES = (4, 2, 1, 2)
@@ -48,16 +47,10 @@ the 16 registers without."""
 FEW_ROWS = 4
 """Rows of x that meet a panel at a time; more of them meet blocks of it (`block_products`)."""
 
-BLOCK_ROWS = 32
-SPLITS = 3
-BLOCK_STEP_BYTES = SPLITS * 2 * TILE_BYTES
-"""Rows that one pass over tiles takes; bytes of those rows for 32 values of k: three parts of two tiles."""
-
-VECTOR = ir.VectorType(F32, LANES)
 HALVES = ir.VectorType(ir.HalfType(), LANES)
-INTS = ir.VectorType(ir.IntType(32), LANES)
 
 # Arguments of a product: addresses, sizes in bytes where not said otherwise; SCALE and BIAS are 0 where there is none.
+# THEN: what becomes of a chunk's sums while they are in the core's cache, one of those in `kea.kernels.behind`.
 (
     X,
     X_STRIDE,
@@ -74,8 +67,10 @@ INTS = ir.VectorType(ir.IntType(32), LANES)
     BIAS,
     CONFIG,
     TAIL_CONFIG,
+    THEN,
+    THEN_ARGUMENTS,
     NUM_ARGUMENTS,
-) = range(16)
+) = range(18)
 
 
 def emit_splat(builder: Any, value: Any) -> Any:
@@ -189,23 +184,29 @@ def dot_panels(
 
 
 @njit(nogil=True)  # type: ignore[untyped-decorator]
-def finish(sums: tuple[int, int], num_rows: int, columns: tuple[int, int], scale: int, bias: int) -> None:
-    """Scale some columns of a product and add the bias, where there are such. `sums`: where they begin, row stride;
-    `columns`: the first one's number, how many.
+def finish(a: NDArray[np.int64], rows: tuple[int, int], panels: tuple[int, int], scale: int) -> None:
+    """Scale some panels of a product and add the bias, where there are such; then do what is to be done with them.
+
+    `rows`: the first one, how many; `panels`: the first one, one past the last; `scale`: address of the scales, or 0.
     """
-    if scale == 0 and bias == 0:
-        return
-    (out, out_stride), (column, num_columns) = sums, columns
-    for m in range(num_rows):
-        row = carray(f32_at(out + m * out_stride), num_columns)
-        if scale != 0:
-            factors = carray(f32_at(scale + 4 * column), num_columns)
-            for n in range(num_columns):
-                row[n] *= factors[n]
-        if bias != 0:
-            terms = carray(f32_at(bias + 4 * column), num_columns)
-            for n in range(num_columns):
-                row[n] += terms[n]
+    (row, num_rows), (panel, last) = rows, panels
+    column, num_columns = panel * LANES, (last - panel) * LANES
+    out = a[OUT] + row * a[OUT_STRIDE] + panel * UNIT_BYTES
+    if scale != 0 or a[BIAS] != 0:
+        for m in range(num_rows):
+            sums = carray(f32_at(out + m * a[OUT_STRIDE]), num_columns)
+            if scale != 0:
+                factors = carray(f32_at(scale + 4 * column), num_columns)
+                for n in range(num_columns):
+                    sums[n] *= factors[n]
+            if a[BIAS] != 0:
+                terms = carray(f32_at(a[BIAS] + 4 * column), num_columns)
+                for n in range(num_columns):
+                    sums[n] += terms[n]
+    if a[THEN] == ADD:
+        add_rows(a[THEN_ARGUMENTS], (row, num_rows), (column, num_columns), (out, a[OUT_STRIDE]))
+    elif a[THEN] == GATE:
+        gate_rows(a[THEN_ARGUMENTS], (row, num_rows), (column, num_columns), (out, a[OUT_STRIDE]))
 
 
 @njit(nogil=True)  # type: ignore[untyped-decorator]
@@ -228,7 +229,7 @@ def rows_chunk(kind: int, address: int, chunk: int) -> None:
             dot_panels(kind, 2, x, x_stride, w, panel_bytes, units, out, out_stride, ahead)
         elif num_rows == 1:
             dot_panels(kind, 1, x, x_stride, w, panel_bytes, units, out, out_stride, ahead)
-        finish((out, out_stride), num_rows, (p * LANES, PANEL_BLOCK * LANES), a[SCALE], a[BIAS])
+    finish(a, (row, num_rows), (panel, last), a[SCALE])
 
 
 @njit(nogil=True)  # type: ignore[untyped-decorator]

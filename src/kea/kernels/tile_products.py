@@ -9,28 +9,23 @@ from kea.kernels.byte_products import BYTES_PRODUCT
 from kea.kernels.full_products import cut_chunk
 from kea.kernels.machine import i64_at
 from kea.kernels.panels import (
-    BIAS,
-    BLOCK_ROWS,
-    BLOCK_STEP_BYTES,
     CONFIG,
     DEPTH,
     FP16,
     FULL,
-    LANES,
     NUM_ARGUMENTS,
     OUT,
     OUT_STRIDE,
     PANEL_BYTES,
     SCALE,
-    SPLITS,
     TAIL_CONFIG,
-    UNIT_BYTES,
     W,
     X,
     direction,
     finish,
     part_of,
 )
+from kea.kernels.parts import BLOCK_ROWS, BLOCK_STEP_BYTES, SPLITS, UNIT_BYTES
 from kea.kernels.program import Kernel
 from kea.kernels.tiles import TILE_BYTES, TILE_DEPTH, TILE_ROWS
 
@@ -133,8 +128,7 @@ def multiply_tiles_half(address: int, chunk: int) -> None:
                 else:
                     multiply_16(rows, weights, size, out, k > 0)
     tiles.release()
-    sums = (a[OUT] + row * stride + panel * UNIT_BYTES, stride)
-    finish(sums, num_rows, (panel * LANES, (last - panel) * LANES), a[SCALE], a[BIAS])
+    finish(a, (row, num_rows), (panel, last), a[SCALE])
 
 
 TILES_PRODUCTS = (

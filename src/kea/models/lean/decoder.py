@@ -26,9 +26,9 @@ from kea.models.lean import steps
 from kea.models.lean.buffers import Buffers
 from kea.models.lean.choosing import NAME as CHOICES
 from kea.models.lean.choosing import Choosing
-from kea.models.lean.recording import Phases, Recorder, Shape
+from kea.models.lean.recording import Entering, Phases, Recorder, Shape
 from kea.models.lean.spec import DecoderSpec
-from kea.models.lean.weights import DecoderWeights, LayerWeights
+from kea.models.lean.weights import DecoderWeights, LayerWeights, Linear, Norm
 from kea.models.rotary import Frequencies
 
 F32 = NDArray[np.float32]
@@ -129,7 +129,7 @@ class LeanDecoder:
         layers = self._weights.layers
         linears = [linear for layer in layers for linear in (layer.qkv, layer.out, layer.gate_up, layer.down)]
         kernels = {kernel for linear in (*linears, self._weights.head) for kernel in linear.weight.kernels}
-        for kernel in (steps.ENTER, steps.HEADS, steps.GATE, steps.CUT, *kernels):
+        for kernel in (steps.ADD, steps.ENTER, steps.ENTER_ALONE, steps.HEADS, steps.CUT, steps.CUT_ALONE, *kernels):
             kernel.compile()
 
     def create_cache(self, num_slots: int) -> tuple[LayerCache, ...]:
@@ -217,12 +217,8 @@ class LeanDecoder:
         attention = RecordedLayers(self._facts.layers, self._spare) if is_whole else None
         pieces: list[Program] = []
         heads = []
-        result: F32 | None = None
-        after = None
         for index, layer in enumerate(self._weights.layers):
-            recorder.enter(result, (after, layer.before_attention), layer.qkv)
-            normed = recorder.rows("normed", shape.num_rows, self._spec.hidden_size)
-            qkv = recorder.linear("qkv", normed, layer.qkv)
+            qkv = recorder.linear("qkv", recorder.enter(layer.before_attention, layer.qkv), layer.qkv)
             recorder.heads(qkv, layer, index, self._phases_of(recorder, index))
             attended = recorder.attended(index)
             if attention is not None:
@@ -231,10 +227,8 @@ class LeanDecoder:
                 pieces.append(recorder.piece())
                 query, key, value = (torch.from_numpy(part) for part in recorder.placed(index))
                 heads.append((query, key, value, attended))
-            result = self._record_rest(recorder, layer, attended)
-            after = layer.after_mlp
-        recorder.enter(result, (after, self._weights.final_norm), self._weights.head, last=True)
-        last = recorder.rows("last", shape.num_logits, self._spec.hidden_size)
+            self._record_rest(recorder, layer, attended)
+        last = recorder.enter(self._weights.final_norm, self._weights.head, last=True)
         logits = recorder.linear("logits", last, self._weights.head)
         recorder.finish(logits)
         choosing = None
@@ -257,12 +251,17 @@ class LeanDecoder:
         kind = kind if kind in self._rotary else None
         return recorder.phases(kind, len(self._rotary[kind].frequencies))
 
-    def _record_rest(self, recorder: Recorder, layer: LayerWeights, attended: F32) -> F32:
-        """The rest of a layer behind its attention; returns what is to be added to the hidden rows."""
-        recorder.cut(attended, layer.out)
-        out = recorder.linear("result", attended, layer.out)
-        recorder.enter(out, (layer.after_attention, layer.before_mlp), layer.gate_up)
-        normed = recorder.rows("normed", recorder.shape.num_rows, self._spec.hidden_size)
-        both = recorder.linear("both", normed, layer.gate_up)
-        gated = recorder.gate(both, layer.down)
-        return recorder.linear("result", gated, layer.down)
+    def _record_rest(self, recorder: Recorder, layer: LayerWeights, attended: F32) -> None:
+        """The rest of a layer behind its attention."""
+        self._record_result(recorder, recorder.cut(attended, layer.out), layer.out, layer.after_attention)
+        gating, gated = recorder.gating(layer.down)
+        recorder.linear("both", recorder.enter(layer.before_mlp, layer.gate_up), layer.gate_up, gating)
+        if gated.tiles is None:
+            gated = recorder.cut(gated.rows[0], layer.down)
+        self._record_result(recorder, gated, layer.down, layer.after_mlp)
+
+    def _record_result(self, recorder: Recorder, x: Entering, linear: Linear, norm: Norm | None) -> None:
+        """A block's last product, added to the hidden rows."""
+        result = recorder.linear("result", x, linear, recorder.adding() if norm is None else None)
+        if norm is not None:
+            recorder.add(result, norm)

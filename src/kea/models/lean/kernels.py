@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from kea.kernels.jit import compiled
 from kea.kernels.machine import bits_of_float, f32_at, float_of_bits, i8_at, u16_at
-from kea.kernels.panels import FP16, FULL, HALF, LANES
+from kea.kernels.panels import FP16, FULL, HALF
+from kea.kernels.parts import LANES
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -73,16 +74,6 @@ def place_heads(
                 normalise(head, (weight, bias), head, eps, False)
             if phases[0].shape[1] > 0:
                 rotate(head, phases[0][t], phases[1][t], phases[2])
-
-
-@compiled()
-def activate(gate: F32, up: F32, out: F32, tanh: bool) -> None:
-    """Write act(gate) * up for what is left behind the whole vectors of `kea.kernels.gates`."""
-    one = np.float32(1.0)
-    for i in range(out.shape[0]):
-        g = gate[i]
-        z = np.float32(1.5957691216) * (g + np.float32(0.044715) * g * g * g) if tanh else g
-        out[i] = g / (one + np.exp(-z)) * up[i]
 
 
 @compiled()

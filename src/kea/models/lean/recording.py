@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kea.kernels import behind
+from kea.kernels.behind import Then
 from kea.kernels.matrix import PanelMatrix, padded, record_product, tiles_bytes
-from kea.kernels.program import Kernel, Operation, Program
+from kea.kernels.panels import BYTE
+from kea.kernels.program import Kernel, Operation, Own, Program
+from kea.kernels.tiles import TILE_DEPTH
 from kea.models.base import ModelFacts
 from kea.models.lean import steps
 from kea.models.lean.buffers import Buffers
@@ -21,6 +25,12 @@ from kea.models.lean.spec import DecoderSpec
 from kea.models.lean.weights import LayerWeights, Linear, Norm
 
 F32 = NDArray[np.float32]
+
+
+MAX_ROWS_ALONE = 32
+"""Up to so many rows, each thread makes all of those that a product takes for itself: see `kea.kernels.program.Own`."""
+
+PAGE_BYTES = 4096
 
 
 class Shape(NamedTuple):
@@ -37,6 +47,19 @@ class Phases:
 
     frequencies: NDArray[np.float64]
     scale: float
+
+
+@dataclass(slots=True)
+class Entering:
+    """What a product takes: rows [1 or threads, M, padded K] fp32 or, where there are, tiles [1 or threads, bytes].
+
+    `own`: what each thread makes its rows and tiles with; else they are those of all.
+    """
+
+    rows: F32
+    tiles: NDArray[np.uint8] | None
+    num_rows: int
+    own: Own | None = None
 
 
 @dataclass(slots=True)
@@ -88,41 +111,88 @@ class Recorder:
         a[steps.LOGIT_SCALE], a[steps.LOGIT_CAP] = _bits(scale), _bits(cap)
         self._row_wise(steps.FINISH, a, len(logits))
 
-    def enter(
-        self, y: F32 | None, norms: tuple[Norm | None, Norm | None], to: Linear | None, *, last: bool = False
-    ) -> None:
-        """Add a block's result to the hidden rows; make the rows that the linear `to` takes. `norms`: behind, before.
+    def add(self, y: F32, norm: Norm) -> None:
+        """Record that a block's result is added to the hidden rows, with the norm behind the block."""
+        a = np.zeros(steps.NUM_ADD, np.int64)
+        a[steps.A_X], a[steps.A_WIDTH] = self.hidden.ctypes.data, self.spec.hidden_size
+        a[steps.A_Y], a[steps.A_Y_WIDTH], a[steps.A_ROWS] = y.ctypes.data, y.shape[1], len(y)
+        a[steps.AFTER], a[steps.AFTER_BIAS] = _norm_addresses(norm)
+        a[steps.A_EPS], a[steps.A_SCALE] = _bits(self.spec.norm_eps), _bits(self.spec.residual_scale)
+        a[steps.A_CENTRED] = self.spec.family.centred
+        self._row_wise(steps.ADD, a, len(y))
 
-        `last`: only for the rows whose logits are wanted.
+    def enter(self, norm: Norm | None, to: Linear, *, last: bool = False) -> Entering:
+        """Record how the hidden rows become those that the linear `to` takes, by the norm before it. `last`: only the
+        rows whose logits are wanted.
         """
         num_rows = self.shape.num_logits if last else self.shape.num_rows
-        after, before = norms
+        entering = self._entering("last" if last else "normed", num_rows, to)
+        rows, tiles = entering.rows, entering.tiles
         a = np.zeros(steps.NUM_ENTER, np.int64)
-        a[steps.X], a[steps.WIDTH] = self.hidden.ctypes.data, self.spec.hidden_size
-        if y is not None:
-            a[steps.Y], a[steps.Y_WIDTH] = y.ctypes.data, y.shape[1]
-        a[steps.NUM_ROWS] = num_rows
+        a[steps.X], a[steps.WIDTH], a[steps.NUM_ROWS] = self.hidden.ctypes.data, self.spec.hidden_size, num_rows
         a[steps.INDEX] = self.logit_rows.ctypes.data if last else 0
-        a[steps.AFTER], a[steps.AFTER_BIAS] = _norm_addresses(after)
-        a[steps.BEFORE], a[steps.BEFORE_BIAS] = _norm_addresses(before)
-        a[steps.EPS], a[steps.SCALE] = _bits(self.spec.norm_eps), _bits(self.spec.residual_scale)
-        a[steps.CENTRED] = self.spec.family.centred
-        if to is not None:
-            rows = self.rows("last" if last else "normed", num_rows, self.spec.hidden_size)
-            a[steps.ROWS], a[steps.ROWS_WIDTH] = rows.ctypes.data, rows.shape[1]
-            if to.weight.takes_tiles(num_rows):
-                a[steps.TILES], a[steps.TILES_KIND] = self.tiles(num_rows, to).ctypes.data, to.weight.kind
-        self._row_wise(steps.ENTER, a, num_rows)
+        a[steps.BEFORE], a[steps.BEFORE_BIAS] = _norm_addresses(norm)
+        a[steps.EPS], a[steps.CENTRED] = _bits(self.spec.norm_eps), self.spec.family.centred
+        a[steps.ROWS], a[steps.ROWS_WIDTH], a[steps.ROWS_BYTES] = rows.ctypes.data, rows.shape[2], rows.strides[0]
+        if tiles is not None:
+            a[steps.TILES], a[steps.TILES_BYTES], a[steps.TILES_KIND] = (
+                tiles.ctypes.data,
+                tiles.strides[0],
+                to.weight.kind,
+            )
+        self._alone_or_row_wise((steps.ENTER_ALONE, steps.ENTER), a, entering)
+        return entering
 
-    def linear(self, name: str, x: F32, linear: Linear) -> F32:
+    def cut(self, rows: F32, to: Linear) -> Entering:
+        """Record how rows become those that the linear `to` takes: tiles, or they stay as they are."""
+        if not to.weight.takes_tiles(len(rows)):
+            return Entering(rows[None], None, len(rows))
+        entering = self._entering(None, len(rows), to)
+        assert entering.tiles is not None
+        a = np.zeros(steps.NUM_CUT, np.int64)
+        a[steps.C_ROWS], a[steps.C_WIDTH], a[steps.C_NUM_ROWS] = rows.ctypes.data, rows.shape[1], len(rows)
+        a[steps.C_TILES], a[steps.C_TILES_BYTES] = entering.tiles.ctypes.data, entering.tiles.strides[0]
+        a[steps.C_TILES_KIND] = to.weight.kind
+        self._alone_or_row_wise((steps.CUT_ALONE, steps.CUT), a, entering)
+        return entering
+
+    def linear(self, name: str, x: Entering, linear: Linear, then: Then | None = None) -> F32:
         """Record a product of rows, or of the tiles that were made of them."""
         width = linear.weight.padded_columns
-        out: F32 = self.buffers.get(f"{name} {width}", len(x), width)
-        taken = self.tiles(len(x), linear) if linear.weight.takes_tiles(len(x)) else x
-        operation, holds = record_product(linear.weight, linear.bias, taken, out, self.shape.num_threads)
+        out: F32 = self.buffers.get(f"{name} {width}", x.num_rows, width)
+        taken: NDArray[Any] = x.rows if x.tiles is None else x.tiles
+        operation, holds = record_product(
+            linear.weight,
+            linear.bias,
+            taken if x.own is not None else taken[0],
+            out,
+            self.shape.num_threads,
+            then=then,
+            own=x.own,
+        )
         self.operations.append(operation)
         self.holds += holds
         return out
+
+    def adding(self) -> Then:
+        """What adds a product to the hidden rows."""
+        a = np.zeros(behind.NUM_ADD, np.int64)
+        a[behind.TO], a[behind.TO_STRIDE] = self.hidden.ctypes.data, self.hidden.strides[0]
+        a[behind.TO_WIDTH], a[behind.FACTOR] = self.spec.hidden_size, _bits(self.spec.residual_scale)
+        return Then(behind.ADD, a)
+
+    def gating(self, to: Linear) -> tuple[Then, Entering]:
+        """What turns a product into gated activations, and what the linear `to` takes of them."""
+        num_rows, size = self.shape.num_rows, self.spec.intermediate_size
+        rows = self.rows("gated", num_rows, size)
+        a = np.zeros(behind.NUM_GATE, np.int64)
+        a[behind.GATED], a[behind.GATED_STRIDE] = rows.ctypes.data, rows.strides[0]
+        a[behind.TANH] = self.spec.activation == "gelu_tanh"
+        if not to.weight.takes_tiles(num_rows) or to.weight.kind == BYTE:
+            return Then(behind.GATE, a), Entering(rows[None], None, num_rows)
+        tiles = self.tiles("gated tiles", num_rows, to)
+        a[behind.TILES], a[behind.NUM_STEPS] = tiles.ctypes.data, padded(size, TILE_DEPTH) // TILE_DEPTH
+        return Then(behind.GATE, a), Entering(rows[None], tiles, num_rows)
 
     def heads(self, qkv: F32, layer: LayerWeights, index: int, phases: tuple[F32, F32]) -> None:
         """Record how queries, keys and values become heads."""
@@ -140,28 +210,6 @@ class Recorder:
                 a[first], a[first + 2] = _norm_addresses(norm)
                 a[first + 1] = norm.weight.size
         self._row_wise(steps.HEADS, a, len(qkv))
-
-    def gate(self, both: F32, to: Linear) -> F32:
-        """Record the gated activation."""
-        size = self.spec.intermediate_size
-        gated = self.rows("gated", len(both), size)
-        a = np.zeros(steps.NUM_GATE, np.int64)
-        a[steps.BOTH], a[steps.BOTH_WIDTH], a[steps.G_ROWS] = both.ctypes.data, both.shape[1], len(both)
-        a[steps.SIZE], a[steps.TANH] = size, self.spec.activation == "gelu_tanh"
-        a[steps.GATED], a[steps.GATED_WIDTH] = gated.ctypes.data, gated.shape[1]
-        if to.weight.takes_tiles(len(both)):
-            a[steps.G_TILES], a[steps.G_TILES_KIND] = self.tiles(len(both), to).ctypes.data, to.weight.kind
-        self._row_wise(steps.GATE, a, len(both))
-        return gated
-
-    def cut(self, rows: F32, to: Linear) -> None:
-        """Record how rows become tiles, where the linear `to` takes them."""
-        if not to.weight.takes_tiles(len(rows)):
-            return
-        a = np.zeros(steps.NUM_CUT, np.int64)
-        a[steps.C_ROWS], a[steps.C_WIDTH], a[steps.C_NUM_ROWS] = rows.ctypes.data, rows.shape[1], len(rows)
-        a[steps.C_TILES], a[steps.C_TILES_KIND] = self.tiles(len(rows), to).ctypes.data, to.weight.kind
-        self._row_wise(steps.CUT, a, len(rows))
 
     # The step's arrays
 
@@ -187,9 +235,11 @@ class Recorder:
     def rows(self, name: str, num_rows: int, size: int) -> F32:
         return self.buffers.get(f"{name} {size}", num_rows, padded(size))
 
-    def tiles(self, num_rows: int, to: Linear) -> NDArray[np.uint8]:
-        size = tiles_bytes(num_rows, to.weight.depth, to.weight.kind)
-        return self.buffers.get("tiles", -(-size // 4096), 4096, dtype=np.uint8)
+    def tiles(self, name: str, num_rows: int, to: Linear, num_threads: int = 1) -> NDArray[np.uint8]:
+        """Tiles of rows for a linear, by thread [threads, bytes]."""
+        size = padded(tiles_bytes(num_rows, to.weight.depth, to.weight.kind), PAGE_BYTES)
+        pages = self.buffers.get(name, num_threads * size // PAGE_BYTES, PAGE_BYTES, dtype=np.uint8)
+        return pages.reshape(num_threads, size)
 
     def placed(self, index: int) -> tuple[F32, F32, F32]:
         """Queries [T, H, Dk], keys [T, KV, Dk] and values [T, KV, Dv] of a layer."""
@@ -205,6 +255,24 @@ class Recorder:
     def attended(self, index: int) -> F32:
         spec = self.facts.layers[index]
         return self.rows("attended", self.shape.num_rows, spec.num_heads * spec.value_dim)
+
+    def _entering(self, name: str | None, num_rows: int, to: Linear) -> Entering:
+        """Room for rows and tiles: of each thread, where these are few. `name` None: only for tiles."""
+        num_threads = self.shape.num_threads if num_rows <= MAX_ROWS_ALONE else 1
+        rows = np.empty((num_threads, 0, 0), np.float32)
+        if name is not None:
+            size = padded(self.spec.hidden_size)
+            rows = self.buffers.get(f"{name} {size}", num_threads * num_rows, size).reshape(num_threads, num_rows, size)
+        tiles = self.tiles("tiles", num_rows, to, num_threads) if to.weight.takes_tiles(num_rows) else None
+        return Entering(rows, tiles, num_rows)
+
+    def _alone_or_row_wise(self, kernels: tuple[Kernel, Kernel], a: NDArray[np.int64], entering: Entering) -> None:
+        """Record what makes rows: as a part of the operation that takes them, or of some rows after the other."""
+        alone, row_wise = kernels
+        if entering.num_rows <= MAX_ROWS_ALONE:
+            entering.own = Own(alone, a)
+        else:
+            self._row_wise(row_wise, a, entering.num_rows)
 
     def _row_wise(self, kernel: Kernel, arguments: NDArray[np.int64], num_rows: int) -> None:
         self.operations.append(Operation(kernel, arguments, -(-num_rows // steps.CHUNK_ROWS)))

@@ -10,13 +10,12 @@ from numba import carray, njit
 from numpy.typing import NDArray
 
 from kea.kernels.digits import cut_digits
-from kea.kernels.gates import gate_vectors
-from kea.kernels.machine import bits_of_float, f32_at, f64_at, float_of_bits, i64_at, number_at, u16_at
-from kea.kernels.panels import BLOCK_ROWS, BLOCK_STEP_BYTES, BYTE, SPLITS
+from kea.kernels.machine import f32_at, f64_at, i64_at, number_at
+from kea.kernels.panels import BYTE
+from kea.kernels.parts import BLOCK_ROWS, cut_rows
 from kea.kernels.program import Kernel
-from kea.kernels.tiles import TILE_BYTES, TILE_DEPTH, TILE_ROWS
-from kea.kernels.vectors import WIDTH as LANES
-from kea.models.lean.kernels import activate, finish_logits, normalise, place_heads, place_phases, place_weights
+from kea.kernels.tiles import TILE_ROWS
+from kea.models.lean.kernels import finish_logits, normalise, place_heads, place_phases, place_weights
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
@@ -33,48 +32,36 @@ FREQUENCIES, NUM_FREQUENCIES, PHASE_SCALE, PHASE_COS, PHASE_SIN, NUM_KIND = rang
 # Arguments of `finish`.
 LOGITS, LOGITS_WIDTH, NUM_LOGITS, VOCAB_SIZE, LOGIT_SCALE, LOGIT_CAP, NUM_FINISH = range(7)
 
-# Arguments of `enter`: addresses, sizes in values, EPS and SCALE as bits of fp64. 0 is an address of nothing.
-(X, WIDTH, Y, Y_WIDTH, NUM_ROWS, INDEX, AFTER, AFTER_BIAS, BEFORE, BEFORE_BIAS, EPS, SCALE, CENTRED, ROWS, ROWS_WIDTH,
- TILES, TILES_KIND, NUM_ENTER) = range(18)  # fmt: skip
+# Arguments of `add`: addresses, sizes in values, bits of fp64.
+(A_X, A_WIDTH, A_Y, A_Y_WIDTH, A_ROWS, AFTER, AFTER_BIAS, A_EPS, A_SCALE, A_CENTRED, NUM_ADD) = range(11)
+
+# Arguments of `enter`, of rows or threads: addresses, sizes in values, EPS as bits of fp64. 0 is an address of nothing.
+# Where TILES is not 0, rows become tiles, too. A thread has its own ROWS and TILES, so many bytes behind those of the
+# one before.
+(X, WIDTH, NUM_ROWS, INDEX, BEFORE, BEFORE_BIAS, EPS, CENTRED, ROWS, ROWS_WIDTH, TILES, TILES_KIND, ROWS_BYTES,
+ TILES_BYTES, NUM_ENTER) = range(15)  # fmt: skip
+
+# Arguments of `cut`, of rows or threads: as those of `enter`.
+C_ROWS, C_WIDTH, C_NUM_ROWS, C_TILES, C_TILES_KIND, C_TILES_BYTES, NUM_CUT = range(7)
 
 # Arguments of `heads`.
 (QKV, QKV_WIDTH, H_ROWS, NUM_HEADS, NUM_KV, KEY_DIM, VALUE_DIM, QUERY, KEY, VALUE, COS, SIN, PHASES, PAIRS, QUERY_NORM,
  QUERY_NORM_SIZE, QUERY_BIAS, KEY_NORM, KEY_NORM_SIZE, KEY_BIAS, H_EPS, NUM_HEADS_ARGUMENTS) = range(22)  # fmt: skip
 
-# Arguments of `gate`.
-BOTH, BOTH_WIDTH, G_ROWS, SIZE, TANH, GATED, GATED_WIDTH, G_TILES, G_TILES_KIND, NUM_GATE = range(10)
-
-# Arguments of `cut`.
-C_ROWS, C_WIDTH, C_NUM_ROWS, C_TILES, C_TILES_KIND, NUM_CUT = range(6)
-
 
 @njit(nogil=True)  # type: ignore[untyped-decorator]
-def cut_parts(row: F32, m: int, address: int) -> None:
-    """Write three bfloat16 for each value of a row, whose sum it is."""
-    steps = row.shape[0] // TILE_DEPTH
-    block = address + m // BLOCK_ROWS * steps * BLOCK_STEP_BYTES
-    first = block + m % BLOCK_ROWS // TILE_ROWS * TILE_BYTES + m % TILE_ROWS * 64
-    top = np.uint32(0xFFFF0000)
-    for k in range(steps):
-        part = carray(u16_at(first + k * BLOCK_STEP_BYTES), (SPLITS, 2 * TILE_BYTES // 2))
-        for j in range(TILE_DEPTH):
-            value = row[k * TILE_DEPTH + j]
-            bits = bits_of_float(value)
-            part[0, j] = np.uint16(bits >> np.uint32(16))
-            value -= float_of_bits(np.uint32(bits & top))
-            bits = bits_of_float(value)
-            part[1, j] = np.uint16(bits >> np.uint32(16))
-            value -= float_of_bits(np.uint32(bits & top))
-            part[2, j] = np.uint16(bits_of_float(value) >> np.uint32(16))
+def cut_all(source: int, width: int, rows: tuple[int, int], tiles: tuple[int, int]) -> None:
+    """Write some rows [width: K padded to 32] to tiles, as a product takes them.
 
-
-@njit(nogil=True)  # type: ignore[untyped-decorator]
-def cut_row(row: F32, m: int, address: int, kind: int) -> None:
-    """Write row m [K padded to 32] to the tiles at an address, as a product with this kind of weights takes it."""
+    `rows`: the first one's number, how many, not beyond a block; `tiles`: their address, the kind of weights.
+    """
+    row, num_rows = rows
+    address, kind = tiles
     if kind == BYTE:
-        cut_digits(row, m, address)
+        for m in range(num_rows):
+            cut_digits(carray(f32_at(source + 4 * m * width), width), row + m, address)
     else:
-        cut_parts(row, m, address)
+        cut_rows(source, width, rows, address)
 
 
 @njit(nogil=True)  # type: ignore[untyped-decorator]
@@ -112,33 +99,53 @@ def finish(address: int, chunk: int) -> None:
         finish_logits(carray(f32_at(a[LOGITS] + 4 * m * a[LOGITS_WIDTH]), a[VOCAB_SIZE]), scale, cap)
 
 
-def enter(address: int, chunk: int) -> None:
-    """x += scale * y, with a norm behind the block where there is one; then the norm before the next block."""
-    a = carray(i64_at(address), NUM_ENTER)
-    eps, scale, width = number_at(address + 8 * EPS), number_at(address + 8 * SCALE), a[WIDTH]
+def add(address: int, chunk: int) -> None:
+    """x += scale * norm(y)."""
+    a = carray(i64_at(address), NUM_ADD)
+    eps, scale, width = number_at(address + 8 * A_EPS), number_at(address + 8 * A_SCALE), a[A_WIDTH]
     after = (vector_at(a[AFTER], width), vector_at(a[AFTER_BIAS], width))
+    for m in range(chunk * CHUNK_ROWS, min((chunk + 1) * CHUNK_ROWS, a[A_ROWS])):
+        x, y = carray(f32_at(a[A_X] + 4 * m * width), width), carray(f32_at(a[A_Y] + 4 * m * a[A_Y_WIDTH]), width)
+        normalise(y, after, y, eps, a[A_CENTRED] != 0)
+        for k in range(width):
+            x[k] += scale * y[k]
+
+
+@njit(nogil=True)  # type: ignore[untyped-decorator]
+def enter_rows(address: int, rows: tuple[int, int], thread: int) -> None:
+    """The norm before a block, of some rows, not beyond a block of tiles. `rows`: the first one's number, how many."""
+    a = carray(i64_at(address), NUM_ENTER)
+    eps, width = number_at(address + 8 * EPS), a[WIDTH]
     before = (vector_at(a[BEFORE], width), vector_at(a[BEFORE_BIAS], width))
-    for m in range(chunk * CHUNK_ROWS, min((chunk + 1) * CHUNK_ROWS, a[NUM_ROWS])):
-        source = m
+    first, num_rows = rows
+    out = a[ROWS] + thread * a[ROWS_BYTES] + 4 * first * a[ROWS_WIDTH]
+    for m in range(num_rows):
+        source = first + m
         if a[INDEX] != 0:
-            source = carray(i64_at(a[INDEX]), m + 1)[m]
+            source = carray(i64_at(a[INDEX]), source + 1)[source]
         x = carray(f32_at(a[X] + 4 * source * width), width)
-        if a[Y] != 0:
-            y = carray(f32_at(a[Y] + 4 * source * a[Y_WIDTH]), width)
-            if a[AFTER] != 0:
-                normalise(y, after, y, eps, a[CENTRED] != 0)
-            for k in range(width):
-                x[k] += scale * y[k]
-        if a[ROWS] == 0:
-            continue
-        row = carray(f32_at(a[ROWS] + 4 * m * a[ROWS_WIDTH]), a[ROWS_WIDTH])
+        row = carray(f32_at(out + 4 * m * a[ROWS_WIDTH]), width)
         if a[BEFORE] != 0:
-            normalise(x, before, row[:width], eps, a[CENTRED] != 0)
+            normalise(x, before, row, eps, a[CENTRED] != 0)
         else:
             for k in range(width):
                 row[k] = x[k]
-        if a[TILES] != 0:
-            cut_row(row, m, a[TILES], a[TILES_KIND])
+    if a[TILES] != 0:
+        cut_all(out, a[ROWS_WIDTH], rows, (a[TILES] + thread * a[TILES_BYTES], a[TILES_KIND]))
+
+
+def enter(address: int, chunk: int) -> None:
+    """The norm before a block, of the rows of a chunk."""
+    first = chunk * CHUNK_ROWS
+    num_rows = min(CHUNK_ROWS, carray(i64_at(address), NUM_ENTER)[NUM_ROWS] - first)
+    enter_rows(address, (first, num_rows), 0)
+
+
+def enter_alone(address: int, thread: int) -> None:
+    """The norm before a block, of all rows, for one thread: half a block of tiles at a time."""
+    total = carray(i64_at(address), NUM_ENTER)[NUM_ROWS]
+    for first in range(0, total, TILE_ROWS):
+        enter_rows(address, (first, min(TILE_ROWS, total - first)), thread)
 
 
 def heads(address: int, chunk: int) -> None:
@@ -165,29 +172,22 @@ def heads(address: int, chunk: int) -> None:
     place_heads(source, (num_heads + num_kv) * key_dim, value, (none, none, eps), still)
 
 
-def gate(address: int, chunk: int) -> None:
-    """act(gate) * up."""
-    a = carray(i64_at(address), NUM_GATE)
-    first = chunk * CHUNK_ROWS
-    count = min(CHUNK_ROWS, a[G_ROWS] - first)
-    both = carray(f32_at(a[BOTH] + 4 * first * a[BOTH_WIDTH]), (count, a[BOTH_WIDTH]))
-    gated = carray(f32_at(a[GATED] + 4 * first * a[GATED_WIDTH]), (count, a[GATED_WIDTH]))
-    size, tanh = a[SIZE], a[TANH] != 0
-    whole = size // LANES * LANES
-    for m in range(count):
-        at, to = a[BOTH] + 4 * (first + m) * a[BOTH_WIDTH], a[GATED] + 4 * (first + m) * a[GATED_WIDTH]
-        gate_vectors(at, at + 4 * size, to, whole // LANES, tanh)
-        activate(both[m, whole:size], both[m, size + whole : 2 * size], gated[m, whole:size], tanh)
-        if a[G_TILES] != 0:
-            cut_row(gated[m], first + m, a[G_TILES], a[G_TILES_KIND])
-
-
 def cut(address: int, chunk: int) -> None:
-    """Rows into tiles."""
+    """The rows of a chunk into tiles."""
     a = carray(i64_at(address), NUM_CUT)
-    for m in range(chunk * CHUNK_ROWS, min((chunk + 1) * CHUNK_ROWS, a[C_NUM_ROWS])):
-        row = carray(f32_at(a[C_ROWS] + 4 * m * a[C_WIDTH]), a[C_WIDTH])
-        cut_row(row, m, a[C_TILES], a[C_TILES_KIND])
+    first = chunk * CHUNK_ROWS
+    rows = (first, min(CHUNK_ROWS, a[C_NUM_ROWS] - first))
+    cut_all(a[C_ROWS] + 4 * first * a[C_WIDTH], a[C_WIDTH], rows, (a[C_TILES], a[C_TILES_KIND]))
 
 
-BEGIN, ENTER, HEADS, GATE, CUT, FINISH = map(Kernel, (begin, enter, heads, gate, cut, finish))
+def cut_alone(address: int, thread: int) -> None:
+    """All rows into a thread's own tiles."""
+    a = carray(i64_at(address), NUM_CUT)
+    tiles = (a[C_TILES] + thread * a[C_TILES_BYTES], a[C_TILES_KIND])
+    for first in range(0, a[C_NUM_ROWS], BLOCK_ROWS):
+        rows = (first, min(BLOCK_ROWS, a[C_NUM_ROWS] - first))
+        cut_all(a[C_ROWS] + 4 * first * a[C_WIDTH], a[C_WIDTH], rows, tiles)
+
+
+BEGIN, ADD, ENTER, HEADS, CUT, FINISH = map(Kernel, (begin, add, enter, heads, cut, finish))
+ENTER_ALONE, CUT_ALONE = Kernel(enter_alone), Kernel(cut_alone)

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from kea.kernels.arena import Arena
+from kea.kernels.gates import GATES
 from kea.kernels.matrix import PanelMatrix, pack_fp16, pack_halves, pack_matrix, padded
 from kea.models.lean.spec import DecoderSpec
 
@@ -44,7 +45,8 @@ class Norm:
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One layer. `qkv` stacks queries, keys and values, `gate_up` the gate over the up projection.
+    """One layer. `qkv` stacks queries, keys and values; in `gate_up` 32 rows of the gate and of the up projection
+    alternate (`kea.kernels.gates`), each padded to whole 32.
 
     `query_norm`, `key_norm`: norms of one head, of all heads as one row, or None.
     """
@@ -138,7 +140,7 @@ def _layer(layer: Any, spec: DecoderSpec, stacked: Stack) -> LayerWeights:
     return LayerWeights(
         qkv=linear(attention, ("qkv_proj",), ("q_proj", "k_proj", "v_proj")),
         out=linear(attention, ("o_proj",)),
-        gate_up=linear(mlp, ("gate_up_proj",), ("gate_proj", "up_proj")),
+        gate_up=_alternating(mlp, stacked),
         down=linear(mlp, ("down_proj",)),
         before_attention=norm_at(layer, names.before_attention),
         after_attention=norm_at(layer, names.after_attention),
@@ -154,6 +156,31 @@ def _linear(owner: Any, *choices: tuple[str, ...], stacked: Stack) -> Linear:
     names = next(names for names in choices if hasattr(owner, names[0]))
     modules = [getattr(owner, name) for name in names]
     return Linear(stacked([module.weight for module in modules]), _bias(modules))
+
+
+def _alternating(mlp: Any, stacked: Stack) -> Linear:
+    """Fuse the gate and the up projection, GATES rows of each in turn."""
+    names = ("gate_up_proj",) if hasattr(mlp, "gate_up_proj") else ("gate_proj", "up_proj")
+    modules = [getattr(mlp, name) for name in names]
+    weights = [module.weight for module in modules]
+    gate, up = weights if len(weights) == 2 else weights[0].chunk(2)
+    pairs = zip(_in_steps(gate), _in_steps(up), strict=True)
+    weight = stacked([part for pair in pairs for part in pair])
+    bias = _bias(modules)
+    if bias.size:
+        size = len(gate)
+        halves = (_in_steps(torch.from_numpy(bias[first : first + size])) for first in (0, size))
+        bias = _array(torch.cat([part for pair in zip(*halves, strict=True) for part in pair]))
+    return Linear(weight, bias)
+
+
+def _in_steps(rows: torch.Tensor) -> list[torch.Tensor]:
+    """Cut rows, or numbers, into GATES at a time, the last ones with zeros behind them."""
+    parts = [*torch.split(rows, GATES)]
+    missing = GATES - len(parts[-1])
+    if missing:
+        parts[-1] = torch.cat([parts[-1], parts[-1].new_zeros(missing, *rows.shape[1:])])
+    return parts
 
 
 def _bias(modules: Sequence[Any]) -> F32:
