@@ -88,6 +88,7 @@ def test_short_answers_are_told() -> None:
     ("arguments", "said"),
     [
         (("--rate", "4", "--concurrency", "2"), "rate and concurrency are both given"),
+        (("--start", "kea=25m", "--base-url", "http://127.0.0.1:9"), "another one is --peer NAME=URL"),
         (("--rate", "fast"), "rate is 'fast'"),
         (("--rate", "-1"), "rate is '-1'"),
         (("--input-len", "many"), "input-len is 'many'"),
@@ -167,7 +168,8 @@ def test_the_flags_are_permanent() -> None:
         assert flags - {"--help"} == known
 
 
-def test_ctrl_c_reports_what_finished(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reports_what_finished(tmp_path: Path, number: int) -> None:
     report = tmp_path / "report.json"
     with serving(FakeOpenAI(script=lambda number: Act(first_s=60 if number >= 3 else 0))) as fake:
         command = [sys.executable, "-m", "kea.bench", "serve", "--base-url", fake.url, *SMALL, "--json", str(report)]
@@ -178,7 +180,7 @@ def test_ctrl_c_reports_what_finished(tmp_path: Path) -> None:
             while len(fake.bodies) < 5 and process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.05)
             time.sleep(0.3)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             output, _ = process.communicate(timeout=30)
         finally:
             process.kill()

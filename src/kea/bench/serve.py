@@ -36,7 +36,7 @@ from kea.errors import KeaError
 
 def serve(
     *,
-    base_url: options.BaseUrl = "http://127.0.0.1:8000",
+    base_url: options.BaseUrl = options.DEFAULT_URL,
     name: options.Name = "server",
     model: options.ModelName = None,
     api_key: options.ApiKey = None,
@@ -105,6 +105,7 @@ def serve(
             max_output_len=options.try_limit(max_output_len, "max-output-len"),
         )
         starts = read_starts(start or [], start_flags or [])
+        options.check_whose(base_url, starts_servers=bool(starts))
         first = Target(name, base_url, api_key, model)
         others = options.read_targets(first, peer or [], peer_key or [], peer_model or [])
         settings = ServeSettings(
@@ -169,18 +170,25 @@ def run(settings: ServeSettings, own: Started, json_file: Path | None, requests_
 
 
 async def _measure_until_interrupted(settings: ServeSettings, view: ProgressView) -> Measurement | None:
-    """The first Ctrl-C ends the run and reports what finished; a second one ends the program."""
+    """The first Ctrl-C or SIGTERM ends the run and reports what finished; a second one ends the program."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
 
     def interrupt() -> None:
         stop.set()
-        loop.remove_signal_handler(signal.SIGINT)
+        restore()
 
-    loop.add_signal_handler(signal.SIGINT, interrupt)
+    for number in before:
+        loop.add_signal_handler(number, interrupt)
     try:
         return await measure(settings, view, stop)
     finally:
-        loop.remove_signal_handler(signal.SIGINT)
+        restore()
 
 
 def _status(measured: Measurement) -> int:

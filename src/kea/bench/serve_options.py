@@ -42,6 +42,7 @@ def _option(panel: str, text: str, *names: str, metavar: str | None = None) -> A
     return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar)
 
 
+DEFAULT_URL = "http://127.0.0.1:8000"
 BaseUrl = Annotated[str, typer.Option(metavar="URL", help="The server to measure, with or without /v1.")]
 Name = Annotated[str, typer.Option(metavar="NAME", help="What the report calls this server.")]
 ModelName = Annotated[
@@ -186,6 +187,15 @@ def try_seconds(milliseconds: float | None, param: str) -> float | None:
         return None
     check_range(param, milliseconds, 0.0)
     return milliseconds / 1000
+
+
+def check_whose(base_url: str, *, starts_servers: bool) -> None:
+    """Raise InvalidRequest where a server is named that would not be measured, since the run starts its own."""
+    if starts_servers and base_url != DEFAULT_URL:
+        raise InvalidRequest(
+            "base-url and start are both given; beside started servers another one is --peer NAME=URL.",
+            param="base-url",
+        )
 
 
 def check_writable(path: Path | None, param: str) -> None:
