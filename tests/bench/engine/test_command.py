@@ -89,7 +89,7 @@ def test_a_run_measures_kea_a_peer_and_the_machine(tiny: Path, tmp_path: Path, m
     [
         (("--peers", "llamacp"), "allowed: llamacpp"),
         (("--peers", "none,llamacpp"), "or all or none alone"),
-        (("--precisions", "f31"), "allowed: bf16, f32, int8"),
+        (("--precisions", "f31"), "allowed: bf16, f16, f32, int8"),
         (("--scenarios", "nothing"), "allowed: prefill"),
         (("--batches", "1,x"), "batches is 'x'"),
         (("--kv-cache-dtype", "fp8"), "kv-cache-dtype is 'fp8'; allowed: auto"),

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from kea.bench.engine.base import Precision
-from kea.bench.engine.peers import ConversionFailed, PeerKind, Weights, as_gguf, as_is
+from kea.bench.engine.peers import ConversionFailed, PeerKind, Weights, as_gguf, as_is, kea_specs, native_precision
 from kea.bench.engine.shapes import Shape, write_checkpoint
+from kea.models.stored import read_header
 
 TINY = Shape("tiny", 1, 16, 16, 1, 1, 300, head_dim=16, max_len=64)
 # convert --outfile FILE --outtype TYPE DIRECTORY: knows tokenizers that have bytes, and counts how often it is run.
@@ -63,6 +64,15 @@ def test_what_cannot_be_converted_is_told_with_the_converter_s_words(folder: Pat
     (folder / "convert").write_text("#!/bin/sh\necho no such architecture >&2\nexit 1\n")
     with pytest.raises(ConversionFailed, match="no such architecture"):
         as_gguf(folder, given, Precision.F32)
+
+
+def test_fp16_is_measured_with_a_checkpoint_of_its_own(folder: Path, tmp_path: Path) -> None:
+    weights = Weights(TINY, tmp_path / "cache")
+    model, _ = as_gguf(folder, weights, Precision.F16)
+    assert model.name == "tiny-float16-1-f16.gguf"
+    (spec,) = kea_specs(weights, [Precision.F16])
+    assert native_precision(spec.model) == Precision.F16
+    assert {weight.dtype for weight in read_header(spec.model / "model.safetensors").values()} == {"F16"}
 
 
 def test_libraries_are_preloaded_where_they_are_there(tmp_path: Path) -> None:

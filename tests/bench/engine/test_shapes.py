@@ -66,4 +66,5 @@ def test_a_directory_that_is_no_llama_is_refused(tmp_path: Path, text: str) -> N
 def test_bytes_read_follow_the_precision() -> None:
     shape = SHAPES["100m"]
     assert shape.weight_bytes(Precision.F32) == 2 * shape.weight_bytes(Precision.BF16)
+    assert shape.weight_bytes(Precision.F16) == shape.weight_bytes(Precision.BF16)
     assert shape.weight_bytes(Precision.BF16) == 2 * shape.weight_bytes(Precision.INT8)

@@ -18,6 +18,7 @@ class Precision(StrEnum):
     """How the weights are held while they are read. Arithmetic is each system's own at that setting."""
 
     BF16 = "bf16"
+    F16 = "f16"
     F32 = "f32"
     INT8 = "int8"
 

@@ -21,7 +21,8 @@ from kea.errors import InvalidRequest
 
 _DRIVERS = Path(__file__).parent / "drivers"
 _CONVERT_S = 900.0
-_GGUF_TYPES = {Precision.BF16: "bf16", Precision.F32: "f32", Precision.INT8: "q8_0"}
+_GGUF_TYPES = {Precision.BF16: "bf16", Precision.F16: "f16", Precision.F32: "f32", Precision.INT8: "q8_0"}
+_DTYPES = {Precision.BF16: "bfloat16", Precision.F16: "float16", Precision.F32: "float32"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +42,10 @@ class Weights:
     given: Path | None = None
 
     def checkpoint(self, precision: Precision) -> Path:
-        """Return the checkpoint to measure a precision with; int8 is quantised from the 16-bit one."""
+        """Return the checkpoint to measure a precision with; int8 is quantised from the bfloat16 one."""
         if self.given is not None:
             return self.given
-        return make_checkpoint(self.shape, "float32" if precision is Precision.F32 else "bfloat16", self.cache)
+        return make_checkpoint(self.shape, _DTYPES.get(precision, "bfloat16"), self.cache)
 
     def converted(self, precision: Precision, suffix: str) -> Path:
         """Return where a peer's form of that checkpoint is kept."""
@@ -81,10 +82,10 @@ class ConversionFailed(Exception):
 
 
 def native_precision(path: Path) -> Precision:
-    """Return how a checkpoint in a directory holds its weights. Raises InvalidRequest for 16-bit floats."""
+    """Return how a checkpoint in a directory holds its weights. Raises InvalidRequest for another type."""
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
-    known = {"bfloat16": Precision.BF16, "float32": Precision.F32}
+    known = {dtype: precision for precision, dtype in _DTYPES.items()}
     if dtype not in known:
         raise InvalidRequest(
             f"model {str(path)!r} holds weights in {dtype}; allowed: {', '.join(known)}.", param="model"
@@ -135,7 +136,7 @@ def _peer_spec(name: str, kind: PeerKind, folder: Path, weights: Weights, precis
 
 
 def as_is(_folder: Path, weights: Weights, _precision: Precision) -> tuple[Path, Mapping[str, object]]:
-    """Give the 16-bit checkpoint: on a CPU these systems widen it to fp32 when they load it."""
+    """Give the bfloat16 checkpoint: on a CPU these systems widen it to fp32 when they load it."""
     return weights.checkpoint(Precision.BF16), {}
 
 
@@ -192,7 +193,7 @@ def _run(command: Sequence[str]) -> None:
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 PEERS: dict[str, PeerKind] = {
-    "llamacpp": PeerKind("drive_llamacpp.py", (Precision.BF16, Precision.F32, Precision.INT8), as_gguf),
+    "llamacpp": PeerKind("drive_llamacpp.py", tuple(_GGUF_TYPES), as_gguf),
     "openvino": PeerKind("drive_openvino.py", (Precision.F32,), _as_openvino, _OFFLINE),
     "vllm": PeerKind(
         "drive_vllm.py",

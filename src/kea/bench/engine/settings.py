@@ -45,7 +45,7 @@ ModelName = Annotated[
     str, _option(_LOAD, f"A shape of random weights ({_SHAPE_NAMES}), the directory of a Llama, or {EMBEDDED}.", "NAME")
 ]
 Precisions = Annotated[
-    str | None, _option(_LOAD, "Of Kea and llama.cpp: bf16, f32, int8; by default the checkpoint's.", "LIST")
+    str | None, _option(_LOAD, "Of Kea and llama.cpp: bf16, f16, f32, int8; by default the checkpoint's.", "LIST")
 ]
 Peers = Annotated[str, _option(_LOAD, f"Systems to compare with: {', '.join(PEERS)}; or {NONE}.", "LIST")]
 Scenarios = Annotated[str, _option(_LOAD, f"What to measure: {', '.join(SCENARIOS)}.", "LIST")]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _FORMAT = 1  # of the cache: raise it when the bytes written change
 _STD = 0.02
 _BLOCK_NUMEL = 1 << 26  # of a tensor that is larger, the numbers repeat: drawing 8 billion takes minutes
-_BYTES = {Precision.BF16: 2.0, Precision.F32: 4.0, Precision.INT8: 1.0}
+_BYTES = {Precision.BF16: 2.0, Precision.F16: 2.0, Precision.F32: 4.0, Precision.INT8: 1.0}
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Families whose layers have a Llama's matrices, from which the bounds are reckoned."""
 FIRST_WORD = 259  # token ids below are specials and bytes
@@ -156,7 +156,7 @@ def _spell(error: Exception) -> str:
 
 
 def make_checkpoint(shape: Shape, dtype: str, cache: Path) -> Path:
-    """Return a checkpoint of random weights in `dtype` ("bfloat16" or "float32"), written once into the cache."""
+    """Return a checkpoint of random weights in `dtype` (bfloat16, float16 or float32), written once into the cache."""
     folder = cache / f"{shape.name}-{dtype}-{_FORMAT}"
     if not (folder / "made").exists():
         making = folder.with_name(folder.name + ".making")
