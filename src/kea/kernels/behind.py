@@ -19,10 +19,10 @@ from kea.kernels.parts import BLOCK_ROWS, UNIT_BYTES, place_of
 NOTHING, ADD, GATE = range(3)
 """What may be done with them."""
 
-# Arguments of ADD: rows [M, TO_STRIDE bytes], of which TO_WIDTH values take the sums times FACTOR (bits of fp64).
+# Arguments of ADD: rows [T, TO_STRIDE bytes], of which TO_WIDTH values take the sums times FACTOR (bits of fp64).
 TO, TO_STRIDE, TO_WIDTH, FACTOR, NUM_ADD = range(5)
 
-# Arguments of GATE: rows of GATED [M, GATED_STRIDE bytes]; or where TILES is not 0 tiles of three parts, of NUM_STEPS.
+# Arguments of GATE: rows of GATED [T, GATED_STRIDE bytes]; or where TILES is not 0 tiles of three parts, of NUM_STEPS.
 GATED, GATED_STRIDE, TILES, NUM_STEPS, TANH, NUM_GATE = range(6)
 
 
