@@ -15,6 +15,7 @@ from kea.models.source import FILES_HINT
 
 HEADER_LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
+LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +59,31 @@ def read_header(file: Path) -> dict[str, StoredWeight]:
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(HEADER_LENGTH_BYTES), "little")
-            header = json.loads(stream.read(length)) if length <= MAX_HEADER_BYTES else None
+            if length > MAX_HEADER_BYTES or length == 0:
+                raise ValueError(_what_it_is(file))
+            header = json.loads(stream.read(length))
         begin = HEADER_LENGTH_BYTES + length
-        weights = {name: _weight(facts, begin) for name, facts in (header or {}).items() if name != "__metadata__"}
+        weights = {name: _weight(facts, begin) for name, facts in header.items() if name != "__metadata__"}
         num_bytes = max((weight.stop for weight in weights.values()), default=begin)
         found_bytes = file.stat().st_size
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise ModelLoadFailed(f"{file} is not a safetensors file: {error}.", hint=FILES_HINT, param="model") from error
     if found_bytes < num_bytes:
         raise ModelLoadFailed(
             f"{file} is cut off: it has {found_bytes:,} of {num_bytes:,} bytes.", hint=FILES_HINT, param="model"
         )
     return weights
+
+
+def _what_it_is(file: Path) -> str:
+    """Say what a file is that does not begin as safetensors do: mostly one that was cloned without Git LFS."""
+    with file.open("rb") as stream:
+        begin = stream.read(len(LFS_POINTER))
+    if not begin:
+        return "it is empty"
+    return (
+        "it is a pointer of Git LFS, `git lfs pull` gets the file" if begin == LFS_POINTER else f"it begins {begin!r}"
+    )
 
 
 def _weight(facts: dict[str, Any], begin: int) -> StoredWeight:
