@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from kea.attention import Run, SequencePlan, StepPlan
 from kea.errors import ContextLengthExceeded, InvalidRequest, ModelLoadFailed, Unsupported
@@ -156,6 +157,18 @@ def test_a_truncated_weight_file_is_told(family_path: FamilyPath, tmp_path: Path
     with pytest.raises(ModelLoadFailed, match="Could not read the weights") as caught:
         load_model(path)
     assert "config.json" not in str(caught.value)
+
+
+def test_weights_of_another_shape_are_told_by_name(family_path: FamilyPath, tmp_path: Path) -> None:
+    path = copy_model(family_path("llama"), tmp_path / "other")
+    weights = load_file(path / "model.safetensors")
+    name = "model.layers.0.mlp.down_proj.weight"
+    height, width = weights[name].shape
+    weights[name] = torch.zeros(height, width + 1)
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelLoadFailed) as caught:
+        load_model(path)
+    assert f"asks for: {name} as [{height}, {width}] (it is [{height}, {width + 1}])." in str(caught.value)
 
 
 def test_weights_that_the_config_asks_for_and_the_files_lack_are_not_made_up(

@@ -155,8 +155,12 @@ def _read_weights(order: Order, config: Any) -> Any:
             trust_remote_code=False,
             attn_implementation="eager",
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told below, by name
         )
-    problems = sorted(map(str, loaded["missing_keys"])) + sorted(map(str, loaded["mismatched_keys"]))
+    problems = sorted(map(str, loaded["missing_keys"]))
+    problems += [
+        f"{name} as {list(wanted)} (it is {list(found)})" for name, found, wanted in sorted(loaded["mismatched_keys"])
+    ]
     if problems:
         raise ModelLoadFailed(
             f"The checkpoint {order.source} lacks weights that its config asks for: {', '.join(problems[:5])}"
