@@ -5,7 +5,6 @@ Owns the loaded module and its binding to the backend; one forward at a time. Kn
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from kea.attention.base import AttentionBackend, LayerCache, PreparedPlan, StepPlan
 from kea.attention.storage import row_width
 from kea.errors import ContextLengthExceeded
-from kea.kernels.program import aligned_zeros
+from kea.kernels.arena import Arena
 from kea.models.base import ModelFacts, StepInput
 from kea.models.calls import ATTENTION_NAME, LAYER_ATTRIBUTE, BoundLayer, StepCalls
 
@@ -90,14 +89,15 @@ def allocate_cache(facts: ModelFacts, num_slots: int) -> tuple[LayerCache, ...]:
     On a CPU the system gives memory where it is first written, and in huge pages where it has them.
     """
     dtype: torch.dtype = getattr(torch, facts.kv_dtype)
+    arena = Arena()
 
     def zeros(num_kv_heads: int, head_dim: int) -> torch.Tensor:
         shape = (num_slots, num_kv_heads, row_width(dtype, head_dim))
         if facts.device != "cpu":
             return torch.zeros(shape, dtype=dtype, device=facts.device)
         # torch writes its zeros: seconds for a pool of gigabytes, most of which may never be used
-        untouched = aligned_zeros((math.prod(shape) * dtype.itemsize,), np.uint8)
-        return torch.from_numpy(untouched).view(dtype).view(shape)
+        untouched = arena.zeros((*shape[:-1], shape[-1] * dtype.itemsize), np.uint8)
+        return torch.from_numpy(untouched).view(dtype)
 
     return tuple(
         LayerCache(zeros(spec.num_kv_heads, spec.key_dim), zeros(spec.num_kv_heads, spec.value_dim))
