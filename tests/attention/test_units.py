@@ -26,7 +26,7 @@ def check_units(segments: Segments, units: Units, group: int) -> None:
     found: list[tuple[int, int, int]] = []
     places: dict[int, set[int]] = {}
     whole: dict[int, int] = {}
-    for first, last, _, base, start, stop, head, head_end, place in units.units.tolist():
+    for first, last, _, base, start, stop, head, head_end, place, _ in units.units.tolist():
         assert (last - first) * group <= max(MAX_LANES, group)
         assert base <= start < stop
         for e in range(first, last):
@@ -76,3 +76,18 @@ def test_rows_that_see_nothing_are_in_no_unit() -> None:
     blind = SequencePlan(0, 1, 3, (5,), (Run(6, 7),))
     units = plan_units(segments_of([blind], 4), NUM_KV, 3, 2)
     assert len(units.units) == len(units.merged) == len(units.rows) == units.num_spare == 0
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_a_unit_names_the_one_that_its_thread_takes_next(num_threads: int) -> None:
+    tables = [tuple(range(9 * i, 9 * i + 9)) for i in range(7)]
+    sequences = [SequencePlan(i, 1, 130, table, (Run(0, 131),)) for i, table in enumerate(tables)]
+    units = plan_units(segments_of(sequences, 16), NUM_KV, 3, num_threads).units
+    taken: set[int] = set()
+    for first in range(num_threads):
+        unit = first
+        while unit >= 0:
+            taken.add(unit)
+            unit = int(units[unit, -1])
+    assert taken == set(range(len(units)))
+    assert (units[-num_threads:, -1] == -1).all()

@@ -25,7 +25,6 @@ from kea.attention.numba_kernels import (
     NUM_KV,
     NUM_LAYER,
     NUM_PAGES,
-    NUM_ROWS,
     NUM_STEP,
     NUM_UNITS,
     PAGE_TOKENS,
@@ -41,9 +40,9 @@ from kea.attention.numba_kernels import (
     VALUES,
     attend_many,
     cap,
-    finish,
+    finish_query,
 )
-from kea.kernels.few import MAX_QUERIES, dots_of, scale_few, soften_few, weigh_few
+from kea.kernels.few import MAX_QUERIES, QUAD, dots_of, scale_few, soften_few, weigh_few
 from kea.kernels.jit import inner
 from kea.kernels.machine import f32_at, i64_at, number_at
 from kea.kernels.narrow import BYTES, HALF, WHOLE
@@ -73,15 +72,25 @@ def place_tokens(
     first, base, page_tokens = layout
     page = (span[0] - base) // page_tokens
     within = span[0] - base - page * page_tokens
-    for i in range(WIDTH):
-        if i < span[1] - span[0]:
-            slot = pages[first + page] * page_tokens + within
-            out[0, i], out[1, i] = memory[0] + slot * memory[1], memory[2] + slot * memory[3]
-            within += 1
-            if within == page_tokens:
-                page, within = page + 1, 0
-        else:
-            out[0, i], out[1, i] = out[0, i - 1], out[1, i - 1]
+    count, done = span[1] - span[0], 0
+    while done < count:
+        slot, num = pages[first + page] * page_tokens + within, min(count - done, page_tokens - within)
+        for i in range(num):
+            out[0, done + i] = memory[0] + (slot + i) * memory[1]
+            out[1, done + i] = memory[2] + (slot + i) * memory[3]
+        done, page, within = done + num, page + 1, 0
+    for i in range(count, WIDTH):
+        out[0, i], out[1, i] = out[0, count - 1], out[1, count - 1]
+
+
+@inner
+def place_ahead(tokens: I64, out: I64) -> None:
+    """Write where such rows are to `out` [WIDTH * 2] in the order in which they are fetched ahead: keys and values in
+    turn, one of each of QUAD stretches in turn, so that what the processor fetches ahead by itself is fetched in all of
+    them."""
+    for n in range(WIDTH):
+        token = n % QUAD * (WIDTH // QUAD) + n // QUAD
+        out[2 * n], out[2 * n + 1] = tokens[0, token], tokens[1, token]
 
 
 @inner
@@ -110,12 +119,12 @@ def step_of(form: int, count: int) -> Any:
         limit: np.float32,
     ) -> None:
         """`places`: where queries, their sums of powers and of values, and tops lie, the size of a row of sums, and how
-        many queries. `rows`: where the group's tokens and those to come are, where the head's keys and values
+        many queries. `rows`: where the group's tokens and those to be fetched are, where the head's keys and values
         begin there, their dimensions. `seen`: see `conceal_few`; whether some query does not see some position.
         """
         q, u, o, t, stride, _ = places
         tokens, ahead, key_head, value_head, key_dim, value_dim = rows
-        dots(tokens, key_head, key_dim, memory, q, 0, ahead)
+        dots(tokens, key_head, key_dim, memory, q, 0, ahead, value_head)
         if form == BYTES:
             scale_few(tokens, key_head, key_dim, memory, 0, count)
         if limit > 0:
@@ -123,15 +132,15 @@ def step_of(form: int, count: int) -> Any:
         if seen[3]:
             conceal_few(memory, count, seen[0], (seen[1], seen[2]))
         soften(memory, 0, t, u, o, stride)
-        tokens, ahead = tokens + 8 * WIDTH, ahead + 8 * WIDTH
+        tokens += 8 * WIDTH
         if form == BYTES:
             scale_few(tokens, value_head, value_dim, memory, 0, count)
         first, num = 0, seen[2] - seen[1]
         while first + VECTORS * WIDTH <= value_dim:
-            weigh_all(tokens, value_head, num, first, 0, memory, 0, o, stride, ahead)
+            weigh_all(tokens, value_head, num, first, 0, memory, 0, o, stride, ahead, key_head)
             first += VECTORS * WIDTH
         while first < value_dim:
-            weigh_1(tokens, value_head, num, first, value_dim - first, memory, 0, o, stride, ahead)
+            weigh_1(tokens, value_head, num, first, value_dim - first, memory, 0, o, stride, ahead, key_head)
             first += WIDTH
 
     return step
@@ -193,37 +202,58 @@ def block_shape(a: I64, num: int) -> tuple[int, int, int, int]:
 
 
 @inner
-def placed_block(address: int, a: I64, num_rows: int, rows: I64, heads: tuple[int, int]) -> F32:
-    """Return the memory of a block of rows and the KV heads of a unit, with their queries."""
+def place_block(address: int, a: I64, rows: I64, heads: tuple[int, int], memory: int) -> None:
+    """Write the queries of a block of rows and the KV heads of a unit to its memory, and that no logit was seen."""
     head, num_heads = heads
     group, dim = a[NUM_HEADS] // a[NUM_KV], a[KEY_DIM]
     num, depth = rows.shape[0] * group, (dim + WIDTH - 1) // WIDTH * WIDTH
     size, _, _, tops = block_shape(a, num)
-    memory = cleared(SCORES + num_heads * size)
-    query = carray(f32_at(a[QUERY]), (num_rows, a[NUM_HEADS], dim))
     factor = number_at(address + 8 * SCALE) * LOG2_E
     for h in range(num_heads):
-        for m in range(num):
-            source, to = query[rows[m // group], (head + h) * group + m % group], SCORES + h * size + m * depth
-            for d in range(dim):
-                memory[to + d] = source[d] * factor
-            memory[SCORES + h * size + tops + m] = LOWEST
-    return memory
+        block = memory + 4 * h * size
+        lowest = carray(f32_at(block + 4 * tops), num)
+        for r in range(rows.shape[0]):
+            source = a[QUERY] + 4 * dim * (rows[r] * a[NUM_HEADS] + (head + h) * group)
+            for g in range(group):
+                query = carray(f32_at(source + 4 * dim * g), dim)
+                out = carray(f32_at(block + 4 * depth * (r * group + g)), dim)
+                for d in range(dim):
+                    out[d] = query[d] * factor
+                lowest[r * group + g] = LOWEST
 
 
 @inner
-def finish_block(a: I64, s: I64, rows: I64, heads: tuple[int, int, int], memory: F32) -> None:
+def finish_block(a: I64, s: I64, rows: I64, heads: tuple[int, int, int], memory: int) -> None:
     """Write the results of a block. `heads`: the first KV head, their number, the part as `finish` has it."""
     head, num_heads, part = heads
-    num = rows.shape[0] * (a[NUM_HEADS] // a[NUM_KV])
+    group = a[NUM_HEADS] // a[NUM_KV]
+    num = rows.shape[0] * group
     size, powers, sums, tops = block_shape(a, num)
-    state = np.empty((2, num), np.float32)
+    stride = (tops - sums) // num
     for h in range(num_heads):
-        block = memory[SCORES + h * size : SCORES + (h + 1) * size]
-        for m in range(num):
-            state[0, m] = block[tops + m]
-            state[1, m] = block[powers + m * WIDTH : powers + (m + 1) * WIDTH].sum()
-        finish(a, s, rows, (head + h, part), (state, block[sums:tops].reshape(num, (tops - sums) // num)))
+        block = carray(f32_at(memory + 4 * h * size), size)
+        for r in range(rows.shape[0]):
+            for g in range(group):
+                m = r * group + g
+                total = np.float32(0.0)
+                for i in range(WIDTH):
+                    total += block[powers + m * WIDTH + i]
+                to = (rows[r], (head + h) * group + g, part + r if part >= 0 else -1)
+                finish_query(a, s, to, (block[tops + m], total), memory + 4 * (h * size + sums + m * stride))
+
+
+@inner
+def place_next(s: I64, unit: I64, position: int, cache: tuple[int, int, int, int], out: I64) -> None:
+    """Write where the tokens are that a thread reads next: those of a unit from `position` on or, behind its last one,
+    the first ones of the unit that the thread will probably take next; there, this unit's last one stands for none."""
+    start, stop, first, base = position, unit[5], unit[2], unit[3]
+    if position >= stop:
+        start = stop - 1
+        if unit[9] >= 0:
+            following = carray(i64_at(s[UNITS]), (s[NUM_UNITS], UNIT_FIELDS))[unit[9]]
+            start, stop, first, base = following[4], following[5], following[2], following[3]
+    pages = carray(i64_at(s[PAGES]), s[NUM_PAGES])
+    place_tokens(pages, (first, base, s[PAGE_TOKENS]), (start, min(start + WIDTH, stop)), cache, out)
 
 
 @inner
@@ -233,21 +263,23 @@ def attend_few(address: int, a: I64, s: I64, unit: I64, entries: tuple[I64, I64,
     num_heads, group, dims = unit[7] - head, a[NUM_HEADS] // a[NUM_KV], (a[KEY_DIM], a[VALUE_DIM])
     num = entries[0].shape[0] * group
     at_once = num if num <= MAX_QUERIES else min((num + 1) // 2, MAX_QUERIES)
-    memory = placed_block(address, a, s[NUM_ROWS], entries[0], (head, num_heads))
     size, powers, sums, tops = block_shape(a, num)
+    memory = cleared(SCORES + num_heads * size)
+    scores = memory.ctypes.data
+    place_block(address, a, entries[0], (head, num_heads), scores + 4 * SCORES)
     depth, stride = powers // num, (tops - sums) // num
     bounds = query_bounds(entries, group)
     highest_low, lowest_high = entries[1].max(), entries[2].min()
     limit, form = number_at(address + 8 * SOFTCAP) * LOG2_E, a[FORMAT]
     key_bytes, value_bytes = (row_width(form, dims[0]) * item_bytes(form), row_width(form, dims[1]) * item_bytes(form))
     cache = (a[KEYS], a[NUM_KV] * key_bytes, a[VALUES], a[NUM_KV] * value_bytes)
-    layout = (unit[2], unit[3], s[PAGE_TOKENS])
-    pages = carray(i64_at(s[PAGES]), s[NUM_PAGES])
-    tokens, ahead = np.empty((2, WIDTH), np.int64), np.empty((2, WIDTH), np.int64)
-    place_tokens(pages, layout, (start, min(start + WIDTH, stop)), cache, tokens)
+    tokens, following = np.empty((2, WIDTH), np.int64), np.empty((2, WIDTH), np.int64)
+    ahead = np.empty(2 * WIDTH, np.int64)
+    place_next(s, unit, start, cache, tokens)
     for lo in range(start, stop, WIDTH):
         hi = min(lo + WIDTH, stop)
-        place_tokens(pages, layout, (min(hi, stop - 1), min(hi + WIDTH, stop)), cache, ahead)
+        place_next(s, unit, hi, cache, following)
+        place_ahead(following, ahead)
         is_edge = lo < highest_low or hi > lowest_high or hi - lo < WIDTH
         for h in range(num_heads):
             block = SCORES + h * size
@@ -257,13 +289,14 @@ def attend_few(address: int, a: I64, s: I64, unit: I64, entries: tuple[I64, I64,
                 rows = (tokens.ctypes.data, ahead.ctypes.data, (head + h) * key_bytes, (head + h) * value_bytes, *dims)
                 seen = (bounds.ctypes.data + 16 * m, lo, hi, is_edge)
                 if form == WHOLE:
-                    whole_steps(memory.ctypes.data, places, rows, seen, limit)
+                    whole_steps(scores, places, rows, seen, limit)
                 elif form == HALF:
-                    half_steps(memory.ctypes.data, places, rows, seen, limit)
+                    half_steps(scores, places, rows, seen, limit)
                 else:
-                    byte_steps(memory.ctypes.data, places, rows, seen, limit)
-        tokens, ahead = ahead, tokens
-    finish_block(a, s, entries[0], (head, num_heads, unit[8]), memory)
+                    byte_steps(scores, places, rows, seen, limit)
+        tokens, following = following, tokens
+    finish_block(a, s, entries[0], (head, num_heads, unit[8]), scores + 4 * SCORES)
+    memory[0] = np.float32(0.0)  # alive until here
 
 
 def attend(address: int, chunk: int) -> None:

@@ -48,13 +48,14 @@ LOG2_E = np.float32(1.4426950408889634)
  SINKS, SPARE, STEP, FORMAT, NUM_LAYER) = range(19)  # fmt: skip
 
 # Arguments of a step, in layers of one shape and window: the new rows' SLOTS [T]; PAGES, ROWS, LOWS and HIGHS as in
-# `Segments`; UNITS [N, 9]: first entry, last, place of the first page, its position, start, stop, first KV head, last,
-# place of the first partial result (-1: the result is whole). MERGED [N] rows, the BOUNDS [N + 1] of their PLACES.
+# `Segments`; UNITS [N, 10]: first entry, last, place of the first page, its position, start, stop, first KV head, last,
+# place of the first partial result (-1: the result is whole), the unit that the same thread will probably take next
+# (-1: none). MERGED [N] rows, the BOUNDS [N + 1] of their PLACES.
 # HAS_BLIND: whether some row sees nothing. TABLES [T] is that of `Segments`.
 (SLOTS, NUM_ROWS, PAGES, NUM_PAGES, ROWS_SEEN, LOWS, HIGHS, NUM_ENTRIES, UNITS, NUM_UNITS, PAGE_TOKENS, NUM_SPARE,
  MERGED, BOUNDS, PLACES, NUM_MERGED, NUM_PLACES, HAS_BLIND, TABLES, NUM_STEP) = range(20)  # fmt: skip
 
-UNIT_FIELDS = 9
+UNIT_FIELDS = 10
 
 scores_1, scores_2, scores_3 = (scores_of(lanes) for lanes in (1, 2, LANES))
 weigh_1, weigh_2, weigh_3, weigh_4 = (weigh_by(vectors) for vectors in (1, 2, 3, 4))
@@ -211,6 +212,28 @@ def with_sink(a: I64, h: int, top: np.float32, total: np.float32) -> Any:
 
 
 @inner
+def finish_query(a: I64, s: I64, place: tuple[int, int, int], state: tuple[np.float32, np.float32], sums: int) -> None:
+    """Write a query's result: to the output or, from a part on, to the partial results.
+
+    `place`: its row, its head, the part (-1: none). `state`: its largest logit, its sum of the softmax. `sums`: where
+    its sums of values are.
+    """
+    row, h, part = place
+    size = a[VALUE_DIM]
+    values = carray(f32_at(sums), size)
+    if part >= 0:
+        kept, kept_state = partials(a, s)
+        kept_state[0, part, h], kept_state[1, part, h] = state
+        for d in range(size):
+            kept[part, h, d] = values[d]
+        return
+    out = carray(f32_at(a[OUT] + 4 * (row * a[OUT_WIDTH] + h * size)), size)
+    share = with_sink(a, h, state[0], state[1])
+    for d in range(size):
+        out[d] = values[d] * share
+
+
+@inner
 def finish(a: I64, s: I64, rows: I64, place: tuple[int, int], block: tuple[F32, F32]) -> None:
     """Write a block's result for one KV head: to its rows of the output or, from a part on, to the partial results.
 
@@ -218,20 +241,12 @@ def finish(a: I64, s: I64, rows: I64, place: tuple[int, int], block: tuple[F32, 
     """
     head, part = place
     state, sums = block
-    group, size = a[NUM_HEADS] // a[NUM_KV], a[VALUE_DIM]
-    out = carray(f32_at(a[OUT]), (s[NUM_ROWS], a[OUT_WIDTH]))
-    kept, kept_state = partials(a, s)
+    group = a[NUM_HEADS] // a[NUM_KV]
     for r in range(rows.shape[0]):
         for g in range(group):
-            m, h = r * group + g, head * group + g
-            if part >= 0:
-                kept_state[0, part + r, h], kept_state[1, part + r, h] = state[0, m], state[1, m]
-                for d in range(size):
-                    kept[part + r, h, d] = sums[m, d]
-            else:
-                share = with_sink(a, h, state[0, m], state[1, m])
-                for d in range(size):
-                    out[rows[r], h * size + d] = sums[m, d] * share
+            m = r * group + g
+            to = (rows[r], head * group + g, part + r if part >= 0 else -1)
+            finish_query(a, s, to, (state[0, m], state[1, m]), sums.ctypes.data + 4 * m * sums.shape[1])
 
 
 @inner

@@ -33,7 +33,7 @@ VECTOR_COST = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """`units` [N, 9], `merged`, `bounds` and `places` as the step's arguments of `numba_kernels` have them.
+    """`units` [N, 10], `merged`, `bounds` and `places` as the step's arguments of `numba_kernels` have them.
 
     `num_spare`: partial results. `rows`: those that see some key.
     """
@@ -51,7 +51,7 @@ def plan_units(segments: Segments, num_kv: int, group: int, num_threads: int) ->
     first, last, owner = _blocks(segments, max(1, MAX_LANES // group))
     if not len(first):
         empty = np.zeros(0, np.int64)
-        return Units(np.zeros((0, 9), np.int64), empty, np.zeros(1, np.int64), empty, 0, empty)
+        return Units(np.zeros((0, 10), np.int64), empty, np.zeros(1, np.int64), empty, 0, empty)
     start = np.minimum.reduceat(segments.lows, first)
     stop = np.maximum.reduceat(segments.highs, first)
     is_many = (last - first) * group >= MIN_MANY_LANES
@@ -69,9 +69,11 @@ def plan_units(segments: Segments, num_kv: int, group: int, num_threads: int) ->
     of = block[line]
     width = num_kv // num_parts[of]
     fields = (first[of], last[of], segments.page_bounds[owner[of]], segments.bases[owner[of]], begin[line], end[line])
-    units = np.stack([*fields, head * width, (head + 1) * width, place[line]], axis=1)
+    following = np.arange(len(line)) + num_threads  # by their places in the order that they get here
+    following[following >= len(line)] = -1
     order = np.argsort(-(cost[of] * (end - begin)[line]), kind="stable")
-    return Units(np.ascontiguousarray(units[order]), *merging, rows=np.unique(segments.rows))
+    units = np.stack([*fields, head * width, (head + 1) * width, place[line]], axis=1)[order]
+    return Units(np.ascontiguousarray(np.column_stack([units, following])), *merging, rows=np.unique(segments.rows))
 
 
 def _num_parts(num_kv: int) -> int:

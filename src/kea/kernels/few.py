@@ -5,8 +5,10 @@ have keys in their lanes; what a query has gathered stays in the first cache fro
 no plans.
 
 Shared by all: `memory` is the address of the fp32 numbers of a block of queries; places in it are indices. At `tokens`
-and `ahead` are the addresses (int64) at which rows of WIDTH tokens begin, and `head` is where in them, in bytes, the
-head's row does. For every vector that is read, the one that lies in its place ahead is brought into the second cache.
+are the addresses (int64) at which rows of WIDTH tokens begin, and `head` is where in them, in bytes, the head's row
+does. At `ahead` are those of the rows that are needed next, keys and values in turn, where the head's begin `key_head`
+and `value_head` bytes behind: for every vector that is read, one of them is brought into the second cache, half of the
+rows by the products with keys and half by those with values.
 All are int64: arrays would be counted, atomically, with every call.
 """
 
@@ -41,18 +43,21 @@ def dots_of(form: int, count: int) -> Any:
     """
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def dots(_typing: Any, tokens: Any, head: Any, depth: Any, memory: Any, q: Any, s: Any, ahead: Any) -> Any:
+    def dots(
+        _typing: Any, tokens: Any, head: Any, depth: Any, memory: Any, q: Any, s: Any, ahead: Any, value_head: Any
+    ) -> Any:
         def generate(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
             e = Emitter(context, builder)
             token, place, to_come = (_pointer(e, values[i]) for i in (0, 3, 6))
             head_v, depth_v, q_v, s_v = (values[i] for i in (1, 2, 4, 5))
+            heads = (head_v, values[7])
             quads = WIDTH // QUAD
             parts = cgutils.alloca_once(builder, VECTOR, size=count * quads)
             with cgutils.for_range(builder, e.number(quads)) as loop:
                 numbers = [builder.add(builder.mul(loop.index, e.number(QUAD)), e.number(i)) for i in range(QUAD)]
                 keys = [
-                    (_row(e, token, number, head_v), _row(e, to_come, _in_turn(e, number), head_v))
-                    for number in numbers
+                    (_row(e, token, number, head_v), _row(e, to_come, number, heads[i % 2]))
+                    for i, number in enumerate(numbers)
                 ]
                 for m, sums in enumerate(_products(e, form, keys, (e.at(place, q_v), count, depth_v))):
                     part = builder.add(loop.index, e.number(m * quads))
@@ -62,7 +67,7 @@ def dots_of(form: int, count: int) -> Any:
                 e.put(_joined(e, found), e.at(place, s_v, e.number(m * WIDTH)))
             return context.get_dummy_value()
 
-        return types.void(tokens, head, depth, memory, q, s, ahead), generate
+        return types.void(tokens, head, depth, memory, q, s, ahead, value_head), generate
 
     return dots
 
@@ -213,12 +218,14 @@ def weigh_few(form: int, count: int, vectors: int) -> Any:
         o: Any,
         stride: Any,
         ahead: Any,
+        key_head: Any,
     ) -> Any:
         def generate(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
             e = Emitter(context, builder)
             token, place, to_come = (_pointer(e, values[i]) for i in (0, 5, 9))
             head_v, num_v, first_v, last_v, s_v, o_v, stride_v = (values[i] for i in (1, 2, 3, 4, 6, 7, 8))
             mask = _first_lanes(e, last_v)
+            span = (form, first_v, vectors)
             row = builder.add(o_v, first_v)
             out = [
                 e.at(place, row, builder.mul(stride_v, e.number(m)), e.number(n * WIDTH))
@@ -230,9 +237,7 @@ def weigh_few(form: int, count: int, vectors: int) -> Any:
                 builder.store(e.vector(target), slot)
             with cgutils.for_range(builder, num_v) as loop:
                 value = _element(e, form, _row(e, token, loop.index, head_v), first_v)
-                fetched = _element(e, form, _row(e, to_come, _in_turn(e, loop.index), head_v), first_v)
-                for n in range(vectors):
-                    _fetch(e, _element(e, form, fetched, e.number(n * WIDTH)))
+                _fetch_row(e, _second_half(e, to_come, loop.index, (values[10], head_v)), span)
                 parts = [
                     _wide(e, form, _element(e, form, value, e.number(n * WIDTH)), mask if vectors == 1 else None)
                     for n in range(vectors)
@@ -244,9 +249,11 @@ def weigh_few(form: int, count: int, vectors: int) -> Any:
                         builder.store(e.fma(share, part, builder.load(slot)), slot)
             for slot, target in zip(sums, out, strict=True):
                 e.put(builder.load(slot), target)
+            with cgutils.for_range_slice(builder, num_v, e.number(WIDTH), e.number(1)) as (index, _):
+                _fetch_row(e, _second_half(e, to_come, index, (values[10], head_v)), span)
             return context.get_dummy_value()
 
-        arguments = (tokens, head, num, first, last, memory, s, o, stride, ahead)
+        arguments = (tokens, head, num, first, last, memory, s, o, stride, ahead, key_head)
         return types.void(*arguments), generate
 
     return weigh
@@ -281,12 +288,17 @@ def _first_lanes(e: Emitter, count: Any) -> Any:
     return e.builder.icmp_signed("<", numbers, e.spread(e.builder.trunc(count, I32), INTEGERS))
 
 
-def _in_turn(e: Emitter, number: Any) -> Any:
-    """Return which token ahead is fetched as the `number`-th: one of each of QUAD stretches in turn, so that what the
-    processor fetches ahead by itself is fetched in all of them.
-    """
-    stretch = e.builder.mul(e.builder.and_(number, e.number(QUAD - 1)), e.number(WIDTH // QUAD))
-    return e.builder.add(stretch, e.builder.udiv(number, e.number(QUAD)))
+def _second_half(e: Emitter, ahead: Any, number: Any, heads: tuple[Any, Any]) -> Any:
+    """Return the pointer to a row ahead that is fetched by the products with values: of keys and of values in turn."""
+    head = e.builder.select(e.builder.trunc(number, ir.IntType(1)), heads[1], heads[0])
+    return _row(e, ahead, e.builder.add(number, e.number(WIDTH)), head)
+
+
+def _fetch_row(e: Emitter, row: Any, span: tuple[int, Any, int]) -> None:
+    """Fetch some vectors of a row. `span`: its form, the first element, how many vectors."""
+    form, first, vectors = span
+    for n in range(vectors):
+        _fetch(e, _element(e, form, _element(e, form, row, first), e.number(n * WIDTH)))
 
 
 def _fetch(e: Emitter, pointer: Any) -> None:
