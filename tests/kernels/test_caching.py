@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -86,3 +87,32 @@ def test_versions_that_were_not_used_for_longest_are_removed(tmp_path: Path) -> 
         os.utime(path)
     _make_room(tmp_path)
     assert len(list(tmp_path.iterdir())) == MAX_VERSIONS + 4
+
+
+@pytest.mark.parametrize("pattern", ["*.nbi", "*.nbc"])
+@pytest.mark.parametrize("keep", [0, -1])
+def test_a_damaged_file_is_compiled_anew(pattern: str, keep: int, tmp_path: Path) -> None:
+    """As a crash leaves it: empty, or with its last bytes missing."""
+    home = tmp_path / "home"
+    run(tmp_path / "first", home)
+    (folder,) = (home / ".cache" / "kea" / "kernels").iterdir()
+    (damaged,) = folder.glob(f"kernel.times-{pattern}")
+    damaged.write_bytes(damaged.read_bytes()[:keep])
+    said, logged = run(tmp_path / "first", home)
+    assert said == "42 0"
+    assert "is damaged" in logged
+    assert run(tmp_path / "first", home) == ("42 1", "")
+
+
+def test_a_disk_that_is_full_keeps_nobody_from_computing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = KernelFile(str(tmp_path), "kernel", "stamp")
+
+    def full(_path: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(file, "_open_for_write", full)
+    file.save("int64", "code for int64")
+    assert file.load("int64") is None
+    assert "No space left on device" in caplog.text

@@ -14,6 +14,7 @@ import hashlib
 import inspect
 import logging
 import os
+import pickle
 import platform
 import shutil
 import tempfile
@@ -59,7 +60,8 @@ def keep_on_disk(target: Any) -> None:
     cache = target._cache
     folder, file = try_folder(), cache._cache_file
     if folder is None:
-        file._source_stamp = (file._source_stamp, fingerprint())
+        stamp = (file._source_stamp, fingerprint())
+        cache._cache_file = KernelFile(cache._cache_path, cache._impl.filename_base, stamp)
         return
     own = hashlib.sha256(Path(inspect.getfile(cache._py_func)).read_bytes()).hexdigest()
     cache._cache_path = str(folder)
@@ -70,14 +72,54 @@ class KernelFile(IndexDataCacheFile):  # type: ignore[misc]
     """numba's index of a kernel's machine code, with files named by what they are the code of.
 
     numba numbers them by what it finds in the index: two processes that compile at once could give one number twice.
+    Each file begins with a checksum: what a crash or a full disk has left of one is not run, and never ends a start.
     """
 
     def save(self, key: Any, data: Any) -> None:
-        overloads = self._load_index()
         digest = hashlib.sha256(repr((key, self._source_stamp)).encode()).hexdigest()
         name = f"{self._index_name.removesuffix('.nbi')}.{digest[:16]}.nbc"
-        self._save_data(name, data)
-        self._save_index({**overloads, key: name})
+        try:
+            overloads = self._load_index()
+            self._save_data(name, data)
+            self._save_index({**overloads, key: name})
+        except OSError as error:
+            logger.warning("The compiled kernel %s cannot be kept on disk: %s", self._index_name, error)
+
+    def _load_index(self) -> dict[Any, str]:
+        found = self._try_read(self._index_path)
+        stamp, overloads = (None, {}) if found is None else pickle.loads(found)  # noqa: S301 - written by this user
+        return overloads if stamp == self._source_stamp else {}
+
+    def _save_index(self, overloads: dict[Any, str]) -> None:
+        self._write(self._index_path, (self._source_stamp, overloads))
+
+    def _load_data(self, name: str) -> Any:
+        found = self._try_read(self._data_path(name))
+        return None if found is None else pickle.loads(found)  # noqa: S301 - written by this user
+
+    def _save_data(self, name: str, data: Any) -> None:
+        self._write(self._data_path(name), data)
+
+    def _write(self, path: str, value: Any) -> None:
+        data = self._dump(value)
+        with self._open_for_write(path) as stream:
+            stream.write(hashlib.sha256(data).digest() + data)
+
+    @staticmethod
+    def _try_read(path: str) -> bytes | None:
+        """Return what was written to a file; None where that is not there as a whole."""
+        try:
+            found = Path(path).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            logger.warning("The compiled kernel in %s is compiled anew: %s", path, error)
+            return None
+        size = hashlib.sha256().digest_size
+        if hashlib.sha256(found[size:]).digest() != found[:size]:
+            logger.warning("The compiled kernel in %s is damaged, or of another version: it is compiled anew", path)
+            return None
+        return found[size:]
 
 
 @functools.cache
