@@ -32,7 +32,7 @@ def pack(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     values = values.float()
     largest = values.abs().amax(-1, keepdim=True)
     is_normal = largest > SMALLEST
-    inverse = torch.where(is_normal, STEPS / largest, 0.0)
+    inverse = torch.where(is_normal, torch.full_like(largest, STEPS) / largest, 0.0)  # a number / x is 1 / x times it
     steps = (values * inverse).round().nan_to_num(0.0).to(torch.int8)
     scale = torch.where(is_normal, largest * (1 / STEPS), 0.0)
     scale[~values.isfinite().all(-1)] = torch.nan
