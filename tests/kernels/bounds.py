@@ -58,7 +58,7 @@ def check_product(kind: int, shape: tuple[int, int], num_rows: int, *, at_end: b
     taken, operations = x, []
     if matrix.takes_tiles(num_rows):
         taken = zeros((tiles_bytes(num_rows, shape[1], matrix.kind),), np.uint8)
-        cut = np.array([x.ctypes.data, x.shape[1], num_rows, taken.ctypes.data, matrix.kind], np.int64)
+        cut = np.array([x.ctypes.data, x.shape[1], num_rows, taken.ctypes.data, matrix.kind, 0], np.int64)
         operations.append(Operation(steps.CUT, cut, -(-num_rows // steps.CHUNK_ROWS)))
     out = zeros((num_rows, matrix.padded_columns), np.float32)
     operation, holds = record_product(matrix, bias, taken, out, num_threads)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -189,3 +193,27 @@ def test_the_sleeping_team_keeps_no_program_alive() -> None:
         time.sleep(0.01)  # helpers that wake up late are still on their way to sleep
         gc.collect()
     assert held() is None
+
+
+FORKED = """
+import os, threading
+from tests.kernels.test_program import TEAM, create
+
+program, counts = create(20, 7)
+TEAM.run(program, 3)
+child = os.fork()
+TEAM.run(program, 3)
+assert (counts[:, :-1] == 2).all()
+names = [thread.name for thread in threading.enumerate()]
+assert names.count("kea-kernels") == 2, names
+if child:
+    _, status = os.waitpid(child, 0)
+    raise SystemExit(os.waitstatus_to_exitcode(status))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system forks no processes")
+def test_a_forked_process_has_a_team_of_its_own() -> None:
+    """Threads are not forked: without new ones a program would run on one thread, and nobody would know."""
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", FORKED], cwd=root, check=True, timeout=60)

@@ -28,18 +28,20 @@ from kea.attention.numba_with_tiles import ATTEND_WITH_TILES
 from kea.attention.sharing import NOWHERE, Int64, Segments
 from kea.attention.storage import row_width
 from kea.kernels.narrow import BYTES, HALF, WHOLE
-from kea.kernels.program import TEAM, Operation, Program
+from kea.kernels.program import TEAM, Kernel, Operation, Program
 from kea.kernels.tiles import has_tiles
 
 F32 = NDArray[np.float32]
-PARTS = (
-    ("rows", kernels.STORE),
-    ("units", ATTEND_WITH_TILES if has_tiles() else ATTEND),
-    ("merged", kernels.MERGE),
-)
+NAMES = ("rows", "units", "merged")
 
 FORMATS = {torch.float32: WHOLE, torch.float16: HALF, torch.int8: BYTES}
 """The rows of a cache that the kernels read and write."""
+
+
+def parts() -> tuple[tuple[str, Kernel], ...]:
+    """The kernels of a layer on this machine, by their names."""
+    attend = ATTEND_WITH_TILES if has_tiles() else ATTEND
+    return tuple(zip(NAMES, (kernels.STORE, attend, kernels.MERGE), strict=True))
 
 
 class WorkKey(NamedTuple):
@@ -145,7 +147,7 @@ class Launcher:
     def __init__(self) -> None:
         self._arguments = np.zeros(kernels.NUM_LAYER, np.int64)
         self._spare = Spare()
-        self._program = Program([Operation(kernel, self._arguments, None, name) for name, kernel in PARTS])
+        self._program = Program([Operation(kernel, self._arguments, None, name) for name, kernel in parts()])
 
     def run(
         self,
@@ -191,7 +193,7 @@ class RecordedLayers:
         self._num_chunks: dict[str, int] = {}
         for index, spec in enumerate(self._specs):
             self._kinds.setdefault(work_key(spec), []).append(index)
-        self._names = {kind: {name: f"{name} of {kind}" for name, _ in PARTS} for kind in self._kinds}
+        self._names = {kind: {name: f"{name} of {kind}" for name in NAMES} for kind in self._kinds}
         self._advancing = np.zeros((len(self._kinds), NUM_ADVANCE), np.int64)
 
     def operations(self, index: int, heads: tuple[F32, F32, F32, F32]) -> list[Operation]:
@@ -203,7 +205,7 @@ class RecordedLayers:
         a[kernels.OUT_WIDTH] = heads[3].shape[1]
         self._holds.append(heads)
         names = self._names[work_key(spec)]
-        return [Operation(kernel, a, None, names[name]) for name, kernel in PARTS]
+        return [Operation(kernel, a, None, names[name]) for name, kernel in parts()]
 
     def advance(self, positions: Int64) -> list[Operation]:
         """Return the operations that make a decode step's arguments those of the next one; `positions` [T] of the step

@@ -3,8 +3,11 @@
 A row is scaled by the power of two that brings its largest magnitude below 2**30, and rounded to whole numbers: nothing
 is lost of what is not smaller than a 64th of the largest, 2**-30 of the largest of the rest. Such a number has four
 signed digits; each meets the int8 weights by itself, sums of products are exact in int32 up to 2**17 values of k, and
-the four sums become one fp32 at the end. So a product's error is the rounding of x and that of the result. A row that
-is not finite has nan for its scale.
+the four sums become one fp32 at the end. So a product's error is the rounding of x and that of the result. Beside a
+value of 1e5 the others of a row, of about 1, keep steps of 1e-4: a column whose weight for it is 0 errs by some 3e-5 of
+its own result, where fp32 would by 1e-7. But that weight is only known to be less than half a step of int8, a 254th of
+its column's largest, and so that result to a few hundred: it is not what is lost. A row that is not finite has nan for
+its scale.
 
 Layout: groups of eight rows, each [padded K / 64, 2 tiles, 4 rows, 4 digits from the highest, 64] int8, and behind them
 the scales of the rows, fp32, in a line of 64 bytes. What is behind K in a row may be anything: its weights are zero.

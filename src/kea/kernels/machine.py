@@ -6,11 +6,13 @@ its addresses. Knows no kernels.
 
 from __future__ import annotations
 
+import functools
 import platform
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import config, types
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 POINTER = ir.PointerType()
@@ -18,6 +20,15 @@ I64 = ir.IntType(64)
 F32 = ir.FloatType()
 PAUSE = {"x86_64": "llvm.x86.sse2.pause", "AMD64": "llvm.x86.sse2.pause"}.get(platform.machine())
 CACHE_LINE_BYTES = 64
+
+
+@functools.cache
+def cpu_features() -> frozenset[str]:
+    """Return what the processor has, by LLVM's names, that numba compiles for: less where the user says so by
+    NUMBA_CPU_NAME=generic, NUMBA_CPU_FEATURES or NUMBA_ENABLE_AVX=0. Code for more of it would end the process.
+    """
+    text = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
+    return frozenset(part[1:] for part in text.split(",") if part.startswith("+"))
 
 
 def pointer(builder: Any, address: Any) -> Any:

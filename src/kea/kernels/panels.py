@@ -20,14 +20,14 @@ import platform
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import carray, literally, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from kea.kernels.behind import ADD, GATE, add_rows, gate_rows
-from kea.kernels.machine import F32, I64, emit_prefetch, f32_at, i64_at, pointer
+from kea.kernels.machine import F32, I64, cpu_features, emit_prefetch, f32_at, i64_at, pointer
 from kea.kernels.parts import INTS, LANES, UNIT_BYTES, VECTOR
 from kea.kernels.program import FROM_BACK, Kernel
 
@@ -36,10 +36,10 @@ VALUES = {FULL: 1, HALF: 2, BYTE: 4, FP16: 2}
 WEIGHT_BYTES = (4, 2, 1, 2)
 """Kinds of weights (fp32, bfloat16, int8, fp16), how many values of one row of W a unit holds, bytes of a weight."""
 
-WIDENS_FP16 = platform.machine() not in ("x86_64", "AMD64") or bool(binding.get_host_cpu_features().get("f16c"))
+WIDENS_FP16 = platform.machine() not in ("x86_64", "AMD64") or "f16c" in cpu_features()
 """Whether the processor widens fp16 in vectors. Without, such weights are held in fp32."""
 
-HAS_WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
+HAS_WIDE = "avx512f" in cpu_features()
 PANEL_BLOCK, MAX_SUMS = (2, 16) if HAS_WIDE else (1, 4)
 """Panels that are read at a time, and sums of a few rows that stay in vector registers: 16 of the 32 with AVX-512, 8 of
 the 16 registers without."""

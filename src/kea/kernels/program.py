@@ -10,6 +10,7 @@ so each reads in one direction, and knows what it reads next while it waits for 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -349,6 +350,11 @@ class Team:
         job.take_part(0)
         self._job = None
 
+    def forget_threads(self) -> None:
+        """Begin anew, in a process that was forked: only the thread that forked is in it."""
+        self._job = None
+        self._calls.clear()
+
     def _serve(self, call: threading.Lock, member: int) -> None:
         while True:
             call.acquire()
@@ -359,6 +365,8 @@ class Team:
 
 
 TEAM = Team()
+if hasattr(os, "register_at_fork"):  # not on Windows, which forks no processes
+    os.register_at_fork(after_in_child=TEAM.forget_threads)
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:

@@ -12,18 +12,21 @@ import sys
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from kea.kernels.machine import I64, POINTER, emit_prefetch, pointer
+from kea.kernels.machine import I64, POINTER, cpu_features, emit_prefetch, pointer
 
 I8 = ir.IntType(8)
 TILE_ROWS = 16
 TILE_BYTES = 1024
 TILE_DEPTH = 32  # bfloat16 values of a row
 CONFIG_BYTES = 64
+
+_FEATURES = frozenset({"amx-tile", "amx-bf16", "amx-int8", "avx512f"})
+"""What kernels with tiles are made of: those that cut numbers into tiles work in vectors of AVX-512."""
 
 _ARCH_PRCTL = 158
 _REQUEST_PERMISSION = 0x1023
@@ -35,8 +38,7 @@ def has_tiles() -> bool:
     """Whether this processor multiplies tiles of bfloat16 and int8 and the system lets this process do so."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return False
-    features = binding.get_host_cpu_features()
-    if not (features.get("amx-tile") and features.get("amx-bf16") and features.get("amx-int8")):
+    if not cpu_features() >= _FEATURES:
         return False
     return bool(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0)
 

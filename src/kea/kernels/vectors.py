@@ -11,19 +11,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import llvmlite.binding
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from kea.kernels.machine import cpu_features
+
 F32 = ir.FloatType()
 I32 = ir.IntType(32)
 I64 = ir.IntType(64)
 
-_FEATURES = llvmlite.binding.get_host_cpu_features()
-WIDTH = 16 if _FEATURES.get("avx512f") else 8
+WIDTH = 16 if "avx512f" in cpu_features() else 8
 """Values in a vector."""
 
 TOKENS = 8 if WIDTH == 16 else 4
