@@ -29,6 +29,9 @@ from kea.kernels.parts import BLOCK_ROWS, BLOCK_STEP_BYTES, SPLITS, UNIT_BYTES
 from kea.kernels.program import Kernel
 from kea.kernels.tiles import TILE_BYTES, TILE_DEPTH, TILE_ROWS
 
+PART_LINES, LINE_BYTES = 6, 64
+"""Lines of a panel that are asked for beside the products of a part of x: all 16 at once keep loads waiting."""
+
 CACHED_STEPS = 6
 """Steps of k for which a block of x, at 6 KiB a step, stays in a core's first cache while the panels pass by."""
 
@@ -53,17 +56,23 @@ def multiply_32(x: int, panels: tuple[int, int, int], num_steps: int, sums: tupl
     for k in range(num_steps):
         tiles.load(4, w + k * TILE_BYTES, 64)
         tiles.load(5, w + panel_bytes + k * TILE_BYTES, 64)
-        if not adds:  # the weights come from memory the first time only
-            tiles.prefetch(w + ahead + k * TILE_BYTES)
-            tiles.prefetch(w + ahead + panel_bytes + k * TILE_BYTES)
+        fetched = w + ahead + k * TILE_BYTES
         at = x + k * BLOCK_STEP_BYTES
         for part in range(SPLITS):
             tiles.load(6, at + part * 2 * TILE_BYTES, 64)
             tiles.dot(0, 6, 4)
+            if not adds:  # the weights come from memory the first time only
+                tiles.prefetch_lines(fetched + part * PART_LINES * LINE_BYTES, 3)
             tiles.dot(1, 6, 5)
+            if not adds:
+                tiles.prefetch_lines(fetched + (part * PART_LINES + 3) * LINE_BYTES, 3)
             tiles.load(7, at + (part * 2 + 1) * TILE_BYTES, 64)
             tiles.dot(2, 7, 4)
+            if not adds:
+                tiles.prefetch_lines(fetched + panel_bytes + part * PART_LINES * LINE_BYTES, 3)
             tiles.dot(3, 7, 5)
+            if not adds:
+                tiles.prefetch_lines(fetched + panel_bytes + (part * PART_LINES + 3) * LINE_BYTES, 3)
     tiles.store(0, out, stride)
     tiles.store(1, out + 64, stride)
     tiles.store(2, out + 16 * stride, stride)
@@ -83,19 +92,29 @@ def multiply_16(x: int, panels: tuple[int, int, int], num_steps: int, sums: tupl
     for k in range(num_steps):
         tiles.load(4, w + k * TILE_BYTES, 64)
         tiles.load(5, w + panel_bytes + k * TILE_BYTES, 64)
-        if not adds:
-            tiles.prefetch(w + ahead + k * TILE_BYTES)
-            tiles.prefetch(w + ahead + panel_bytes + k * TILE_BYTES)
+        fetched = w + ahead + k * TILE_BYTES
         at = x + k * BLOCK_STEP_BYTES
         tiles.load(2, at, 64)
         tiles.dot(0, 2, 4)
+        if not adds:
+            tiles.prefetch_lines(fetched, PART_LINES)
         tiles.dot(1, 2, 5)
+        if not adds:
+            tiles.prefetch_lines(fetched + panel_bytes, PART_LINES)
         tiles.load(3, at + 2 * TILE_BYTES, 64)
         tiles.dot(0, 3, 4)
+        if not adds:
+            tiles.prefetch_lines(fetched + PART_LINES * LINE_BYTES, PART_LINES)
         tiles.dot(1, 3, 5)
+        if not adds:
+            tiles.prefetch_lines(fetched + panel_bytes + PART_LINES * LINE_BYTES, PART_LINES)
         tiles.load(6, at + 4 * TILE_BYTES, 64)
         tiles.dot(0, 6, 4)
+        if not adds:
+            tiles.prefetch_lines(fetched + 2 * PART_LINES * LINE_BYTES, PART_LINES)
         tiles.dot(1, 6, 5)
+        if not adds:
+            tiles.prefetch_lines(fetched + panel_bytes + 2 * PART_LINES * LINE_BYTES, PART_LINES)
     tiles.store(0, out, stride)
     tiles.store(1, out + 64, stride)
 

@@ -173,3 +173,18 @@ def prefetch(_typing: Any, address: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64), emit
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def prefetch_lines(_typing: Any, address: Any, num_lines: Any) -> Any:
+    """The same for some lines of 64 bytes; their number is a literal."""
+    numbers = _literals(num_lines)
+    if numbers is None:
+        return None
+
+    def emit(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        for line in range(numbers[0]):
+            emit_prefetch(builder, builder.add(args[0], I64(64 * line)))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, num_lines), emit
