@@ -31,7 +31,10 @@ INDIRECT = {
 # Modules that come with a declared distribution and are used inside functions only.
 PROVIDED = {"triton": "torch's builds for CUDA bring it"}
 # Modules of kernels: decorated when they load, by a library of an extra. They are imported inside functions themselves.
-KERNELS = {"src/kea/attention/triton_kernels.py": "triton"}
+KERNELS = {
+    "src/kea/attention/triton_kernels.py": "triton",
+    "src/kea/models/lean/triton_kernels.py": "triton",
+}
 DEVELOPMENT = frozenset({"dev"})
 # Scripts that a peer's own python runs, and what only that python has.
 PEER_SCRIPTS = "src/kea/bench/engine/drivers/"

@@ -6,6 +6,7 @@ import torch
 
 from kea.attention.triton_gpu import TritonAttention
 from kea.models.hosted import HostedDecoder
+from kea.models.lean.triton_decoder import TritonDecoder
 from kea.models.limits import Limits
 from kea.models.loading import Order, _bind_and_prove
 
@@ -14,8 +15,12 @@ VOCAB = 32_000
 MAX_LEN = 16_384
 
 
-def create_llama(shape: dict[str, int], device: str) -> tuple[HostedDecoder, TritonAttention]:
-    """Return the decoder in bfloat16 and its attention; `shape` as transformers' `LlamaConfig` names it."""
+def create_llama(
+    shape: dict[str, int], device: str, *, hosted: bool = False
+) -> tuple[HostedDecoder | TritonDecoder, TritonAttention]:
+    """Return the decoder in bfloat16 and its attention; `shape` as transformers' `LlamaConfig` names it. `hosted`:
+    run by transformers' code.
+    """
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     heads = min(KV_HEADS, shape["num_attention_heads"])
@@ -33,10 +38,11 @@ def create_llama(shape: dict[str, int], device: str) -> tuple[HostedDecoder, Tri
         limits=Limits(MAX_LEN, use_long_rope=False, position_rows=None),
         allow_pickle=False,
         may_be_lean=False,
+        may_be_triton=not hosted,
         may_capture=False,
         quantize=None,
         kv_dtype=torch.bfloat16,
     )
     decoder = _bind_and_prove(model, backend, order, notes=None)
-    assert isinstance(decoder, HostedDecoder)
+    assert isinstance(decoder, HostedDecoder if hosted else TritonDecoder)
     return decoder, backend

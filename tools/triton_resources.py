@@ -1,8 +1,8 @@
-"""Compiles the attention kernels for a Hopper GPU, which needs none, and prints what each takes of it.
+"""Compiles our kernels for a Hopper GPU, which needs none, and prints what each takes of it.
 
 `python -m tools.triton_resources [H:KV:DK:DV]...`: per head shape, arithmetic and kernel (attention over narrow and
-wide blocks, writing the cache, merging parts) one line with its tile, shared memory in bytes, registers per thread,
-products on tensor cores (wgmma, mma) and bytes spilled per thread.
+wide blocks, writing the cache, merging parts; the lean decoder's of a hidden size of H * DK) one line with its tile,
+shared memory in bytes, registers per thread, products on tensor cores (wgmma, mma) and bytes spilled per thread.
 """
 
 from __future__ import annotations
@@ -23,14 +23,24 @@ from kea.attention.base import LayerSpec
 from kea.attention.triton_kernels import attend_items, merge_parts, write_cache
 from kea.attention.triton_launch import MERGE_BLOCK
 from kea.attention.triton_tiles import Machine, Tile, block_dim, narrow_tile, wide_tile
+from kea.models.lean.triton_kernels import HEAD_NORM, begin_rows, enter_block, gate_rows, place_heads
 
 HOPPER = Machine(num_processors=132, is_large=True, is_interpreted=False)
 TARGET = GPUTarget("cuda", 90, 32)
 NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 DEFAULT_SHAPES = ("32:8:128:128", "32:8:64:64", "16:16:192:128", "8:4:256:256")
-FLOATS = ("part_out", "part_lse", "turns")
-INDICES = ("items", "entries", "tables", "merges")
+TYPES = {
+    "*fp32": "part_out part_lse turns factors cosines sines "
+    "after after_bias before before_bias query_weight key_weight",
+    "*fp64": "frequencies",
+    "*i32": "items entries tables merges",
+    "*i64": "slots tokens positions index",
+    "fp32": "factor softcap scale eps",
+    "i32": "width size",
+}
+TYPE_OF = {name: kind for kind, names in TYPES.items() for name in names.split()}
 PLAIN = Tile(1, 1, 4, 1)  # of a kernel without products
+WIDE, ONE_WARP = Tile(1, 1, 8, 1), Tile(1, 1, 1, 1)
 
 
 def main(arguments: list[str]) -> int:
@@ -47,7 +57,25 @@ def main(arguments: list[str]) -> int:
             print(shape, name, "write", *describe(write_cache, dims | keys, name, PLAIN))
             merge = dims | {"BLOCK_P": MERGE_BLOCK, "HAS_SINKS": True}
             print(shape, name, "merge", *describe(merge_parts, merge, name, PLAIN))
+            for step, kernel, constants, tile in lean_steps(spec):
+                print(shape, name, step, *describe(kernel, constants, name, tile))
     return 0
+
+
+def lean_steps(spec: LayerSpec) -> list[tuple[str, Any, dict[str, Any], Tile]]:
+    """Return the lean decoder's kernels with all that they can be asked for."""
+    hidden = block_dim(spec.num_heads * spec.key_dim)
+    norms = dict.fromkeys(("HAS_RESULT", "HAS_AFTER", "HAS_BEFORE", "HAS_BIAS", "CENTRED"), True)
+    heads = {"QUERY_NORM": HEAD_NORM, "KEY_NORM": HEAD_NORM, "BLOCK_W": 1, "TURN_DIMS": 2 * (spec.key_dim // 2)}
+    dims = {"KEY_DIM": spec.key_dim, "VALUE_DIM": spec.value_dim}
+    blocks = {"BLOCK_K": block_dim(spec.key_dim), "BLOCK_V": block_dim(spec.value_dim)}
+    return [
+        ("begin", begin_rows, {"BLOCK": hidden, "BLOCK_F": block_dim(spec.key_dim) // 2}, WIDE),
+        ("enter", enter_block, {**norms, "HAS_INDEX": False, "BLOCK": hidden}, WIDE),
+        ("last", enter_block, {**norms, "HAS_INDEX": True, "BLOCK": hidden}, WIDE),
+        ("heads", place_heads, {**heads, **dims, **blocks, "TURN_PAIRS": False}, ONE_WARP),
+        ("gate", gate_rows, {"TANH": False, "BLOCK": 1024}, PLAIN),
+    ]
 
 
 def describe(kernel: Any, constants: dict[str, Any], dtype: str, tile: Tile) -> tuple[str, int, int, int, int, int]:
@@ -81,15 +109,7 @@ def _source(kernel: Any, constants: dict[str, Any], dtype: str) -> ASTSource:
 
 
 def _type_of(name: str, dtype: str) -> str:
-    if name in FLOATS:
-        return "*fp32"
-    if name in INDICES:
-        return "*i32"
-    if name == "slots":
-        return "*i64"
-    if name in {"factor", "softcap"}:
-        return "fp32"
-    return f"*{dtype}" if "_" not in name else "i32"
+    return TYPE_OF.get(name, f"*{dtype}" if "_" not in name else "i32")
 
 
 def _usage(cubin: bytes) -> tuple[int, int]:

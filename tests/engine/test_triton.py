@@ -11,7 +11,6 @@ from kea.engine.config import DecodingConfig, EngineConfig, resolve_limits
 from kea.engine.core import EngineCore
 from kea.engine.sampling import Sampler, choose_rows_ahead
 from kea.models import Tokenizer, load_model
-from kea.models.hosted import HostedDecoder
 from tests.engine.conftest import Clock, MakeDriver
 from tests.engine.driver import Driver, greedy
 from tests.engine.oracle import compare_greedy
@@ -47,6 +46,7 @@ def test_captured_steps_that_overlap_give_what_single_ones_do(
     pytest.importorskip("triton", reason="Triton is not installed")
     from kea.attention.triton_gpu import TritonAttention
     from kea.models.graphs import GraphedDecoder
+    from kea.models.lean.triton_decoder import TritonDecoder
 
     prompts = [stories_tokenizer.encode(text) for text in ("Lily and Ben", "Tom")]
     options = [greedy(3), sampled(4, 1, top_p=0.5)]
@@ -59,7 +59,7 @@ def test_captured_steps_that_overlap_give_what_single_ones_do(
     expected = run(make_driver())
     monkeypatch.setattr(Sampler, "_choose", lambda _, logits, rows: choose_rows_ahead(logits, rows))
     decoder = load_model(stories260k, backend="triton")
-    assert isinstance(decoder, HostedDecoder)
+    assert isinstance(decoder, TritonDecoder)
     graphed = GraphedDecoder(decoder, TritonAttention(), ComputingRecorder(), (2,))
     fields = {"kv_memory_bytes": 1 << 20, "page_tokens": 4, "max_num_seqs": 2}
     config = EngineConfig(str(stories260k), decoding=DecodingConfig(overlap=True), **fields)  # type: ignore[arg-type]

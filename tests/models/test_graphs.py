@@ -12,13 +12,14 @@ import torch
 from kea.attention.base import LayerCache, PreparedPlan
 from kea.models import CapturingDecoder, load_model
 from kea.models.base import StepInput
-from kea.models.graphs import GraphedDecoder
+from kea.models.graphs import GraphDecoder, GraphedDecoder
 from kea.models.hosted import HostedDecoder
 from tests.fakes.recorder import ComputingRecorder
 from tests.models.paging import PAGE_TOKENS, build_step, run_paged
 
 pytest.importorskip("triton", reason="Triton is not installed")
 from kea.attention.triton_gpu import TritonAttention
+from kea.models.lean.triton_decoder import TritonDecoder
 
 
 class CapturingAtOnce(GraphedDecoder):
@@ -30,10 +31,10 @@ class CapturingAtOnce(GraphedDecoder):
         return cache
 
 
-def create(path: Path, sizes: Sequence[int] = (2, 4, 8)) -> tuple[CapturingAtOnce, HostedDecoder, ComputingRecorder]:
+def create(path: Path, sizes: Sequence[int] = (2, 4, 8)) -> tuple[CapturingAtOnce, GraphDecoder, ComputingRecorder]:
     """Return a graphed decoder, the decoder in it, and its recorder."""
     decoder = load_model(path, backend="triton")
-    assert isinstance(decoder, HostedDecoder)
+    assert isinstance(decoder, HostedDecoder | TritonDecoder)
     recorder = ComputingRecorder()
     return CapturingAtOnce(decoder, TritonAttention(), recorder, sizes), decoder, recorder
 
@@ -94,7 +95,7 @@ def test_a_step_over_another_cache_or_of_too_many_rows_is_computed(family_path: 
 class Waiting:
     """A decoder whose code cannot be captured, as one that reads a tensor's value back."""
 
-    def __init__(self, decoder: HostedDecoder) -> None:
+    def __init__(self, decoder: GraphDecoder) -> None:
         self.facts = decoder.facts
         self.create_cache = decoder.create_cache
         self.forward = decoder.forward

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from kea.errors import Unsupported
 
@@ -131,6 +131,22 @@ class PreparedPlan(Protocol):
         sinks: torch.Tensor | None = None,  # [H] logits that enter the softmax denominator once
     ) -> torch.Tensor:  # [T, H, Dv]
         """Write `key` and `value` to the plan's slots of `cache`, then attend. A query that sees no key gives zeros."""
+        ...
+
+
+@runtime_checkable
+class WritingPlan(PreparedPlan, Protocol):
+    """A prepared plan that also attends over keys and values which the caller has written to its slots itself."""
+
+    @property
+    def slots(self) -> torch.Tensor:
+        """The slot of each row's new key and value [T] int64; -1: none, the row is padding."""
+        ...
+
+    def attend_written(
+        self, spec: LayerSpec, query: torch.Tensor, cache: LayerCache, *, sinks: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Attend as `attend` does; the rows' keys and values are in the cache already."""
         ...
 
 

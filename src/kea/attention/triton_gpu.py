@@ -42,13 +42,22 @@ class TritonPlan:
         *,
         sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        write_layer(self._plan.slots, key, value, cache)
+        return self.attend_written(spec, query, cache, sinks=sinks)
+
+    @property
+    def slots(self) -> torch.Tensor:
+        return self._plan.slots
+
+    def attend_written(
+        self, spec: LayerSpec, query: torch.Tensor, cache: LayerCache, *, sinks: torch.Tensor | None = None
+    ) -> torch.Tensor:
         kind = work_key(spec, query.dtype, self._state.machine)
         if kind not in self._launches:
             self._state.note(kind)
             self._upload((kind,))
         launch = self._launches[kind]
         output = query.new_empty(query.shape[0], spec.num_heads, spec.value_dim)
-        write_layer(self._plan.slots, key, value, cache)
         parts = self._state.parts(launch.num_parts, spec).of_layer(launch.num_parts, spec)
         call = LayerCall(spec, query, output, cache, sinks, self._turns_of(spec, kind))
         attend_layer(call, launch, parts, self._state.machine)

@@ -95,9 +95,18 @@ class TritonStaticPlan:
         *,
         sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        write_layer(self._slots, key, value, cache)
+        return self.attend_written(spec, query, cache, sinks=sinks)
+
+    @property
+    def slots(self) -> torch.Tensor:
+        return self._slots
+
+    def attend_written(
+        self, spec: LayerSpec, query: torch.Tensor, cache: LayerCache, *, sinks: torch.Tensor | None = None
+    ) -> torch.Tensor:
         launch = self._launches[work_key(spec, query.dtype, self._state.machine)]
         output = query.new_empty(query.shape[0], spec.num_heads, spec.value_dim)
-        write_layer(self._slots, key, value, cache)
         parts = self._memory.of_layer(self._num_parts, spec)
         attend_layer(LayerCall(spec, query, output, cache, sinks), launch, parts, self._state.machine)
         return output

@@ -34,7 +34,9 @@ class GraphDecoder(Protocol):
     def forward(self, step: StepInput, cache: tuple[LayerCache, ...]) -> torch.Tensor: ...
 
     def compute(self, step: StepInput, prepared: PreparedPlan, cache: tuple[LayerCache, ...]) -> torch.Tensor:
-        """Run the layers over the step's tensors with a plan that is prepared already; never waits for the device."""
+        """Run the layers over the step's tensors with a plan that is prepared already; never waits for the device.
+        The logits [R, V] are in the model's type or fp32.
+        """
         ...
 
 
@@ -87,10 +89,13 @@ class StepGraph:
         decoder: GraphDecoder,
         backend: CapturableBackend,
         shape: StaticShape,
-        cache: tuple[LayerCache, ...],
+        memory: tuple[tuple[LayerCache, ...], torch.Tensor],
         recorder: Recorder,
     ) -> StepGraph:
-        """Capture a step of `shape` in which nothing is to do yet."""
+        """Capture a step of `shape` in which nothing is to do yet; `memory`: the cache, and what its logits go into, of
+        at least as many rows [R, V] fp32.
+        """
+        cache, logits = memory[0], memory[1][: shape.num_rows]
         facts = decoder.facts
 
         def column(fill: int) -> torch.Tensor:
@@ -99,7 +104,7 @@ class StepGraph:
         slots = column(NO_SLOT)
         step = StepInput(column(0), column(0), column(0), StepPlan((), slots, shape.page_tokens))
         plan = backend.create_static(shape, facts.layers, getattr(torch, facts.dtype), slots)
-        return cls(step, plan, recorder(lambda: decoder.compute(step, plan, cache)))
+        return cls(step, plan, recorder(lambda: logits.copy_(decoder.compute(step, plan, cache))))
 
     def try_replay(self, step: StepInput) -> torch.Tensor | None:
         """Run a step of at most as many rows; return its logits [R, V], valid until the next replay, or None where its
@@ -150,13 +155,16 @@ class GraphedDecoder:
         self._cache = cache
         wanted = [size for size in self._sizes if size < max_rows]
         wanted += [size for size in self._sizes if size >= max_rows][:1]
-        pages_of_one = -(-self.facts.max_len // page_tokens)
+        facts = self.facts
+        # one for all graphs: each would keep its own as long as it lives, more than 1 GB with 128,000 words
+        logits = torch.empty(wanted[-1], facts.vocab_size, dtype=torch.float32, device=facts.device)
+        pages_of_one = -(-facts.max_len // page_tokens)
         try:
             for size in reversed(wanted):
                 num_pages = min(size * pages_of_one, MAX_TABLE_ENTRIES)
                 for is_simple in (False, True):
                     shape = StaticShape(size, num_pages, page_tokens, is_simple)
-                    graph = StepGraph.capture(self._decoder, self._backend, shape, cache, self._recorder)
+                    graph = StepGraph.capture(self._decoder, self._backend, shape, (cache, logits), self._recorder)
                     self._graphs[size, is_simple] = graph
         except RuntimeError as error:
             self._graphs.clear()

@@ -51,7 +51,7 @@ class HostedDecoder:
 
     def forward(self, step: StepInput, cache: tuple[LayerCache, ...]) -> torch.Tensor:
         self._check_positions(step.plan)
-        return self.compute(step, self._backend.prepare(step.plan), cache)
+        return self.compute(step, self._backend.prepare(step.plan), cache).float()
 
     def compute(self, step: StepInput, prepared: PreparedPlan, cache: tuple[LayerCache, ...]) -> torch.Tensor:
         """Run the layers over the step's tensors with a plan that is prepared already. Nothing of ours waits for the
@@ -69,7 +69,7 @@ class HostedDecoder:
             assert self._calls.num_calls == len(cache), "a layer did not run our attention exactly once"
         finally:
             self._calls.end()
-        return logits[0].float()
+        return logits[0]
 
     def _check_positions(self, plan: StepPlan) -> None:
         """A learned position embedding has no row past its table, and on a GPU reading there ends the process."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from kea.attention.base import AttentionBackend, LayerSpec
-    from kea.models.hosted import HostedDecoder
+    from kea.models.graphs import GraphDecoder
     from kea.models.lean import DecoderSpec
     from kea.models.noted_model import Finding
     from kea.models.notes import Notes, NotesOf
@@ -45,7 +45,8 @@ LEAN_BACKENDS = frozenset({"auto", "numba"})
 class Order:
     """One load: where from, in which arithmetic, with what bounds. `allow_pickle` also reads non-safetensors files.
 
-    `may_be_lean`: our own decoder runs the model where it covers it; transformers' code otherwise. `may_capture`: small
+    `may_be_lean`, `may_be_triton`: our own decoder, on a CPU or a GPU, runs the model where it covers it; transformers'
+    code otherwise. `may_capture`: small
     steps are captured as CUDA graphs. `quantize`: what its matrices are rounded to, `kv_dtype`: how KV are kept; what
     is rounded only our decoder runs.
     """
@@ -57,6 +58,7 @@ class Order:
     limits: Limits
     allow_pickle: bool
     may_be_lean: bool
+    may_be_triton: bool
     may_capture: bool
     quantize: str | None
     kv_dtype: torch.dtype
@@ -112,7 +114,7 @@ def load_model(
     kv = resolve_kv_dtype(kv_cache_dtype, str(arithmetic).removeprefix("torch."), may_be_lean=may_be_lean)
     may_capture = graphs and device.startswith("cuda") and attention.name == "triton"
     limits = read_limits(config, max_len)
-    bounds = (revision, limits, allow_pickle, may_be_lean, may_capture)
+    bounds = (revision, limits, allow_pickle, may_be_lean, attention.name == "triton", may_capture)
     order = Order(source, arithmetic, device, *bounds, quantize, kv_dtype=getattr(torch, kv))
     noted = None if noting is None or not may_be_lean else _try_load_noted(order, config, attention, noting, progress)
     if noted is not None:
@@ -212,6 +214,12 @@ def _bind_and_prove(model: Any, attention: AttentionBackend, order: Order, notes
         if lean is not None:
             return lean
         _check_hosted(facts, order)
+        if order.may_be_triton:
+            from kea.models.lean.triton_decoder import try_prove_triton
+
+            ours = try_prove_triton(model, facts, expected, attention)
+            if ours is not None:
+                return _with_graphs(ours, attention) if order.may_capture else ours
         decoder = HostedDecoder(
             model,
             facts,
@@ -235,7 +243,7 @@ def _check_hosted(facts: ModelFacts, order: Order) -> None:
             )
 
 
-def _with_graphs(decoder: HostedDecoder, attention: AttentionBackend) -> DecoderModel:
+def _with_graphs(decoder: GraphDecoder, attention: AttentionBackend) -> DecoderModel:
     """Return the decoder with its small steps captured, where its attention can be."""
     from kea.attention.triton_gpu import TritonAttention
     from kea.models.graphs import CudaRecorder, GraphedDecoder

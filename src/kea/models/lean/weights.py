@@ -23,6 +23,13 @@ F32 = NDArray[np.float32]
 
 NO_BIAS: F32 = np.empty(0, np.float32)
 
+# The names of projections in checkpoints: fused already, or one by one.
+QKV = (("qkv_proj",), ("q_proj", "k_proj", "v_proj"))
+OUT = (("o_proj",),)
+GATE_UP = (("gate_up_proj",), ("gate_proj", "up_proj"))
+DOWN = (("down_proj",),)
+
+Names = tuple[tuple[str, ...], ...]
 Stack = Callable[[Sequence[torch.Tensor]], PanelMatrix]
 """Packs matrices, one below the other."""
 
@@ -134,14 +141,14 @@ def _layer(layer: Any, spec: DecoderSpec, stacked: Stack) -> LayerWeights:
         module = None if name is None else getattr(owner, name, None)
         return None if module is None else _norm(module, spec)
 
-    def linear(owner: Any, *choices: tuple[str, ...]) -> Linear:
-        return _linear(owner, *choices, stacked=stacked)
+    def linear(owner: Any, choices: Names) -> Linear:
+        return _linear(find_projections(owner, choices), stacked)
 
     return LayerWeights(
-        qkv=linear(attention, ("qkv_proj",), ("q_proj", "k_proj", "v_proj")),
-        out=linear(attention, ("o_proj",)),
+        qkv=linear(attention, QKV),
+        out=linear(attention, OUT),
         gate_up=_alternating(mlp, stacked),
-        down=linear(mlp, ("down_proj",)),
+        down=linear(mlp, DOWN),
         before_attention=norm_at(layer, names.before_attention),
         after_attention=norm_at(layer, names.after_attention),
         before_mlp=norm_at(layer, names.before_mlp),
@@ -151,17 +158,19 @@ def _layer(layer: Any, spec: DecoderSpec, stacked: Stack) -> LayerWeights:
     )
 
 
-def _linear(owner: Any, *choices: tuple[str, ...], stacked: Stack) -> Linear:
-    """Fuse the first set of projections that `owner` has."""
+def find_projections(owner: Any, choices: Names) -> list[Any]:
+    """Return the modules of the first set of names that `owner` has."""
     names = next(names for names in choices if hasattr(owner, names[0]))
-    modules = [getattr(owner, name) for name in names]
+    return [getattr(owner, name) for name in names]
+
+
+def _linear(modules: Sequence[Any], stacked: Stack) -> Linear:
     return Linear(stacked([module.weight for module in modules]), _bias(modules))
 
 
 def _alternating(mlp: Any, stacked: Stack) -> Linear:
     """Fuse the gate and the up projection, GATES rows of each in turn."""
-    names = ("gate_up_proj",) if hasattr(mlp, "gate_up_proj") else ("gate_proj", "up_proj")
-    modules = [getattr(mlp, name) for name in names]
+    modules = find_projections(mlp, GATE_UP)
     weights = [module.weight for module in modules]
     gate, up = weights if len(weights) == 2 else weights[0].chunk(2)
     pairs = zip(_in_steps(gate), _in_steps(up), strict=True)
