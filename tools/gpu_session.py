@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,7 +32,9 @@ GPU_TESTS = ("tests/attention", "tests/models", "tests/engine")
 BOTH, ALONE = "prefill,decode", "prefill,decode,cache,latency,shared"
 LENGTHS = "--prompt-lens 1024,4096,8192 --batches 1,8,64,256"
 SHORT = "--prompt-lens 1024,8192 --contexts 2048"
-CACHE = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path("/tmp")  # weights of gigabytes, written once
+SHARED_MEMORY, WEIGHTS_BYTES = Path("/dev/shm"), 20 << 30  # those of 1B and 8B in bfloat16, written once
+HAS_ROOM = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > WEIGHTS_BYTES  # containers give 64 MB
+CACHE = SHARED_MEMORY if HAS_ROOM else Path("/tmp")
 
 
 @dataclass(frozen=True, slots=True)
