@@ -37,7 +37,7 @@ I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
 TILE = 64
-STORE_ROWS = 32
+STORE_ROWS = 8
 LOG2_E = np.float32(1.4426950408889634)
 
 # Arguments of a layer: addresses, sizes, SCALE and SOFTCAP (0: none) as bits of fp64; SINKS is 0 where there are none.
