@@ -229,7 +229,7 @@ def test_a_lane_has_what_nothing_is_to_be_looked_at_for() -> None:
     found = {}
     for token_id in (*range(len(pieces)), -1, -2, EOS):
         with suppress(KeyError):
-            found[token_id] = lane[token_id]
+            found[token_id] = lane[token_id].text
     assert found == {0: "a", 1: " bc", 4: "é"}
     assert other[2] == "<"
 
@@ -247,7 +247,7 @@ def test_tokens_of_a_quiet_output_need_only_be_counted() -> None:
         for token_id in rng.choices(range(len(pieces)), [9, 1, 1, 1, 1, 9], k=30):
             for which, tracker in enumerate(trackers):
                 if which and tracker.is_quiet and token_id in (0, 5):
-                    texts[which] += tracker.lane[token_id]
+                    texts[which] += tracker.lane[token_id].text
                     tracker.num_tokens += 1
                     num_counted += 1
                     continue

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 
 import torch
 
-_RUNNING = threading.RLock()
+RUNNING = threading.RLock()
+"""Held while kernels run: by itself where their number of threads is known and no operator of torch runs meanwhile."""
 
 
 class _Budget(threading.local):
@@ -33,7 +34,7 @@ def running_kernels(*, has_operators: bool = True) -> Iterator[int]:
     if _BUDGET.num_threads:
         yield _BUDGET.num_threads
         return
-    with _RUNNING:
+    with RUNNING:
         given = torch.get_num_threads()
         _BUDGET.num_threads = given
         if has_operators:

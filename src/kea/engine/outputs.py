@@ -112,16 +112,16 @@ class Outputs:
         rows = zip(batch.trackers, batch.lanes, batch.token_lists, batch.generation_ids, drawn, strict=True)
         for row, (tracker, lane, tokens, generation_id, ids) in enumerate(rows):
             try:
-                text = "".join([lane[token_id] for token_id in ids])
+                chunk = lane[ids[0]] if num_rounds == 1 else _join([lane[token_id] for token_id in ids], ids)
             except KeyError:
-                text = None
-            if text is None or may_end or not tracker.is_quiet:
+                chunk = None
+            if chunk is None or may_end or not tracker.is_quiet:
                 ends += self._take_row(batch, row, ids, now)
                 continue
             tokens.extend(ids)
             tracker.num_tokens += num_rounds
             num_quick += 1
-            events.append(Generated(generation_id, Chunk(tuple(ids), text)))
+            events.append(Generated(generation_id, chunk))
         self._counters.generation_tokens += num_quick * num_rounds
         return ends
 
@@ -177,3 +177,7 @@ class Outputs:
         self._counters.finished(end.outcome.reason.value)
         self._batcher.lengths.note(generation.tracker.num_tokens)
         self._contexts.end_generation(context)
+
+
+def _join(chunks: Sequence[Chunk], token_ids: Sequence[int]) -> Chunk:
+    return Chunk(tuple(token_ids), "".join([chunk.text for chunk in chunks]))

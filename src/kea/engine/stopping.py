@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
-from kea.types import FinishReason, Stopping
+from kea.types import Chunk, FinishReason, Stopping
 
 
 class Detokenizer(Protocol):
@@ -111,8 +111,8 @@ class StopMatcher:
         return held
 
 
-class Lane(dict[int, str]):
-    """The text of tokens after which, in a quiet output, nothing is to be looked at: none ends it, and no stop string
+class Lane(dict[int, Chunk]):
+    """The chunks of tokens after which, in a quiet output, nothing is to be looked at: none ends it, and no stop string
     begins in one. Others are a `KeyError`. Found when they are asked for; shared by outputs that stop alike.
     """
 
@@ -124,12 +124,12 @@ class Lane(dict[int, str]):
         self._firsts = _firsts(stopping.stop)
         self._try_text = detokenizer.try_text
 
-    def __missing__(self, token_id: int) -> str:
+    def __missing__(self, token_id: int) -> Chunk:
         text = self._try_text(token_id) if token_id >= 0 and token_id not in self._end_ids else None
         if text is None or not self._firsts.isdisjoint(text):
             raise KeyError(token_id)
-        self[token_id] = text
-        return text
+        chunk = self[token_id] = Chunk((token_id,), text)
+        return chunk
 
 
 class Lanes:

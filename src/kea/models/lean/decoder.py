@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from kea.attention.base import AttentionBackend, LayerCache, PreparedPlan
 from kea.attention.numba_cpu import NumbaAttention, NumbaPlan
 from kea.attention.numba_program import RecordedLayers, Spare
-from kea.attention.threads import running_kernels
+from kea.attention.threads import RUNNING, running_kernels
 from kea.kernels.program import TEAM, Program
 from kea.models.base import DrawOrder, ModelFacts, StepInput
 from kea.models.hosted import allocate_cache
@@ -82,7 +82,7 @@ class LeanDecoding:
     def run(self, num_rounds: int) -> I64:
         assert self._decoder.is_current(self), "the model has computed something else meanwhile"
         recording = self._recording
-        with running_kernels(has_operators=False):
+        with RUNNING:
             TEAM.run(recording.pieces[0], self._num_threads, num_rounds=num_rounds, **self._num_chunks)
         self._prepared.num_advanced += num_rounds
         assert recording.choosing is not None
