@@ -231,7 +231,7 @@ def test_a_lane_has_what_nothing_is_to_be_looked_at_for() -> None:
         with suppress(KeyError):
             found[token_id] = lane[token_id].text
     assert found == {0: "a", 1: " bc", 4: "é"}
-    assert other[2] == "<"
+    assert other[2].text == "<"
 
 
 def test_tokens_of_a_quiet_output_need_only_be_counted() -> None:
