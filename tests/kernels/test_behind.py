@@ -5,16 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from numba import carray
 from numpy.typing import NDArray
 
 from kea.kernels import behind
 from kea.kernels import matrix as matrices
-from kea.kernels.behind import Then
+from kea.kernels.behind import Then, part_of_word
 from kea.kernels.gates import GATES
+from kea.kernels.machine import f32_at, i64_at
 from kea.kernels.matrix import PanelMatrix, pack_matrix, padded, record_product, tiles_bytes
 from kea.kernels.panels import BYTE, FULL, HALF
 from kea.kernels.parts import BLOCK_ROWS, SPLITS
-from kea.kernels.program import TEAM, Own, Program, aligned_zeros
+from kea.kernels.program import TEAM, Kernel, Own, Program, aligned_zeros
 from kea.kernels.tiles import TILE_DEPTH, has_tiles
 from kea.models.lean import steps
 
@@ -39,11 +41,12 @@ def weights(shape: tuple[int, int], kind: int) -> PanelMatrix:
     return pack_matrix(values, quantize=kind == BYTE)
 
 
-def multiply(matrix: PanelMatrix, x: F32, then: Then | None, num_threads: int = 2) -> F32:
+def multiply(matrix: PanelMatrix, x: F32, then: Then | None, *, num_threads: int = 2, out: F32 | None = None) -> F32:
     """Run a product whose threads cut x for themselves, where it takes tiles."""
     rows = aligned_zeros((len(x), padded(matrix.depth)), np.float32)
     rows[:, : matrix.depth] = x
-    out = aligned_zeros((len(x), matrix.padded_columns), np.float32)
+    if out is None:
+        out = aligned_zeros((len(x), matrix.padded_columns), np.float32)
     taken, own = rows, None
     if matrix.takes_tiles(len(x)):
         size = padded(tiles_bytes(len(x), matrix.depth, matrix.kind), 64)
@@ -90,9 +93,43 @@ def test_gates_meet_what_they_gate(num_rows: int, kind: int, cuts: bool, path: s
     a[behind.GATED], a[behind.GATED_STRIDE] = gated.ctypes.data, gated.strides[0]
     if cuts:
         a[behind.TILES], a[behind.NUM_STEPS] = tiles.ctypes.data, size // TILE_DEPTH
-    multiply(matrix, x, Then(behind.GATE, a))
+    multiply(matrix, x, Then(behind.GATE, a, 2 * GATES))
     if cuts:
         halves = tiles.view(np.uint16).reshape(-1, size // TILE_DEPTH, SPLITS, BLOCK_ROWS, TILE_DEPTH)
         parts = (halves.astype(np.uint32) << 16).view(np.float32).transpose(2, 0, 3, 1, 4)
         gated = ((parts[0] + parts[1]) + parts[2]).reshape(-1, size)[:num_rows]
     assert np.allclose(gated, expected, rtol=1e-5, atol=1e-5)
+
+
+def sum_group(address: int, part: int) -> None:
+    """Add what a group of columns sums up to, and one for the call, to sums [rows, groups, 2]."""
+    a = carray(i64_at(address), 5)
+    row, num_rows, group = part_of_word(part)
+    for m in range(row, row + num_rows):
+        found = carray(f32_at(a[0] + m * a[1] + 4 * group * a[2]), a[2])
+        sums = carray(f32_at(a[3] + 8 * (m * a[4] + group)), 2)
+        for value in found:
+            sums[0] += value
+        sums[1] += np.float32(1.0)
+
+
+SUM_GROUP = Kernel(sum_group)
+
+
+@pytest.mark.parametrize("num_rows", ROWS)
+@pytest.mark.parametrize("kind", [FULL, HALF, BYTE])
+@pytest.mark.parametrize("size", [32, 96])
+def test_a_kernel_is_called_once_for_each_group_when_it_is_complete(
+    num_rows: int, kind: int, size: int, path: str
+) -> None:
+    num_groups = 13
+    matrix = weights((num_groups * size, 64), kind)
+    x = np.random.default_rng(1).standard_normal((num_rows, 64)).astype(np.float32)
+    expected = multiply(matrix, x, None).reshape(num_rows, num_groups, size).sum(2)
+    out = aligned_zeros((num_rows, matrix.padded_columns), np.float32)
+    sums = np.zeros((num_rows, num_groups, 2), np.float32)
+    own = np.array([out.ctypes.data, out.strides[0], size, sums.ctypes.data, num_groups], np.int64)
+    call = np.array([SUM_GROUP.address, own.ctypes.data, size], np.int64)
+    multiply(matrix, x, Then(behind.CALL, call, size), out=out)
+    assert np.allclose(sums[:, :, 0], expected, rtol=1e-4, atol=1e-4)
+    assert np.all(sums[:, :, 1] == 1)

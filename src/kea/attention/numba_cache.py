@@ -63,6 +63,20 @@ def widen(form: int, address: int, rows: tuple[I64, int, int], out: F32) -> None
 
 
 @inner
+def write_head(form: int, address: int, row: int, new: tuple[int, int]) -> None:
+    """Write a head's keys or values of a token to a row of the cache. `new`: their address, how many."""
+    source, size = new
+    if form == WHOLE:
+        values, out = carray(f32_at(source), size), carray(f32_at(address + 4 * row * size), size)
+        for d in range(size):
+            out[d] = values[d]
+    elif form == HALF:
+        narrow_half(source, size, address + 2 * row * size)
+    else:
+        narrow_bytes(source, size, address + row * (size + SCALE_BYTES))
+
+
+@inner
 def write_row(form: int, address: int, slot: int, new: tuple[F32, int]) -> None:
     """Write a token's keys or values to its slot. `new`: those of all heads, the number of one head's."""
     values, size = new
@@ -73,8 +87,4 @@ def write_row(form: int, address: int, slot: int, new: tuple[F32, int]) -> None:
             out[d] = values[d]
         return
     for h in range(num_heads):
-        source, row = values.ctypes.data + 4 * h * size, slot * num_heads + h
-        if form == HALF:
-            narrow_half(source, size, address + 2 * row * size)
-        else:
-            narrow_bytes(source, size, address + row * (size + SCALE_BYTES))
+        write_head(form, address, slot * num_heads + h, (values.ctypes.data + 4 * h * size, size))

@@ -13,7 +13,7 @@ import numpy as np
 from numba import carray
 from numpy.typing import NDArray
 
-from kea.attention.numba_cache import item_bytes, places_within, row_width, tile_source, widen, write_row
+from kea.attention.numba_cache import item_bytes, places_within, row_width, tile_source, widen, write_head, write_row
 from kea.kernels.jit import inner
 from kea.kernels.machine import f32_at, i64_at, number_at
 from kea.kernels.narrow import WHOLE
@@ -337,10 +337,39 @@ def store(address: int, chunk: int) -> None:
     for row in range(chunk * STORE_ROWS, min((chunk + 1) * STORE_ROWS, s[NUM_ROWS])):
         write_row(a[FORMAT], a[KEYS], slots[row], (key[row], a[KEY_DIM]))
         write_row(a[FORMAT], a[VALUES], slots[row], (value[row], a[VALUE_DIM]))
-        if s[HAS_BLIND] != 0:
-            out = carray(f32_at(a[OUT]), (s[NUM_ROWS], a[OUT_WIDTH]))
-            for d in range(a[NUM_HEADS] * a[VALUE_DIM]):
-                out[row, d] = np.float32(0.0)
+    if s[HAS_BLIND] != 0:
+        blank(address, chunk)
 
 
-STORE, MERGE = Kernel(store), Kernel(merge)
+@inner
+def blank(address: int, chunk: int) -> None:
+    a = carray(i64_at(address), NUM_LAYER)
+    num_rows = carray(i64_at(a[STEP]), NUM_STEP)[NUM_ROWS]
+    out = carray(f32_at(a[OUT]), (num_rows, a[OUT_WIDTH]))
+    for row in range(chunk * STORE_ROWS, min((chunk + 1) * STORE_ROWS, num_rows)):
+        for d in range(a[NUM_HEADS] * a[VALUE_DIM]):
+            out[row, d] = np.float32(0.0)
+
+
+def clear(address: int, chunk: int) -> None:
+    """Write zeros as results of some rows, where some row sees nothing and keys and values are stored by others."""
+    blank(address, chunk)
+
+
+@inner
+def store_head(address: int, head: tuple[int, bool], rows: tuple[int, int], new: tuple[int, int]) -> None:
+    """Write a KV head's keys of some new rows to their slots, or its values.
+
+    `address`: of the layer's arguments; `head`: its number, whether values; `rows`: the first one, how many; `new`:
+    where the first one's are, bytes from one row to the next.
+    """
+    a = carray(i64_at(address), NUM_LAYER)
+    s = carray(i64_at(a[STEP]), NUM_STEP)
+    slots = carray(i64_at(s[SLOTS]), s[NUM_ROWS])
+    (number, is_value), (row, num_rows), (source, stride) = head, rows, new
+    cache, size = (a[VALUES], a[VALUE_DIM]) if is_value else (a[KEYS], a[KEY_DIM])
+    for m in range(num_rows):
+        write_head(a[FORMAT], cache, slots[row + m] * a[NUM_KV] + number, (source + m * stride, size))
+
+
+STORE, CLEAR, MERGE = Kernel(store), Kernel(clear), Kernel(merge)

@@ -32,7 +32,8 @@ from kea.kernels.program import TEAM, Kernel, Operation, Program
 from kea.kernels.tiles import has_tiles
 
 F32 = NDArray[np.float32]
-NAMES = ("rows", "units", "merged")
+NAMES = ("rows", "blind", "units", "merged")
+"""Of a layer's kernels: new rows are stored, or where others did so only cleared; units attended to; parts merged."""
 
 FORMATS = {torch.float32: WHOLE, torch.float16: HALF, torch.int8: BYTES}
 """The rows of a cache that the kernels read and write."""
@@ -41,7 +42,7 @@ FORMATS = {torch.float32: WHOLE, torch.float16: HALF, torch.int8: BYTES}
 def parts() -> tuple[tuple[str, Kernel], ...]:
     """The kernels of a layer on this machine, by their names."""
     attend = ATTEND_WITH_TILES if has_tiles() else ATTEND
-    return tuple(zip(NAMES, (kernels.STORE, attend, kernels.MERGE), strict=True))
+    return tuple(zip(NAMES, (kernels.STORE, kernels.CLEAR, attend, kernels.MERGE), strict=True))
 
 
 class WorkKey(NamedTuple):
@@ -80,7 +81,8 @@ class Work:
         a[kernels.HAS_BLIND] = len(units.rows) < len(plan.slots)
         a[kernels.TABLES] = segments.tables.ctypes.data
         num_rows = -(-len(plan.slots) // kernels.STORE_ROWS)
-        self.num_chunks = {"rows": num_rows, "units": len(units.units), "merged": len(units.merged)}
+        blind = num_rows if a[kernels.HAS_BLIND] else 0
+        self.num_chunks = dict(zip(NAMES, (num_rows, blind, len(units.units), len(units.merged)), strict=True))
 
     def advance(self, plan: StepPlan, *, is_advanced: bool) -> None:
         """Become the work of a plan that `goes_on` from this one: each row sees one more key, in its own last page.
@@ -147,7 +149,9 @@ class Launcher:
     def __init__(self) -> None:
         self._arguments = np.zeros(kernels.NUM_LAYER, np.int64)
         self._spare = Spare()
-        self._program = Program([Operation(kernel, self._arguments, None, name) for name, kernel in parts()])
+        self._program = Program(
+            [Operation(kernel, self._arguments, None, name) for name, kernel in parts() if name != "blind"]
+        )
 
     def run(
         self,
@@ -196,8 +200,15 @@ class RecordedLayers:
         self._names = {kind: {name: f"{name} of {kind}" for name in NAMES} for kind in self._kinds}
         self._advancing = np.zeros((len(self._kinds), NUM_ADVANCE), np.int64)
 
-    def operations(self, index: int, heads: tuple[F32, F32, F32, F32]) -> list[Operation]:
-        """Return the operations of a layer: queries, keys and values to the last of `heads`, [T, padded H * Dv]."""
+    def address(self, index: int) -> int:
+        """Return the address of a layer's arguments, for who stores keys and values himself (`store_head`)."""
+        return int(self._arguments[index].ctypes.data)
+
+    def operations(self, index: int, heads: tuple[F32, F32, F32, F32], *, is_stored: bool = False) -> list[Operation]:
+        """Return the operations of a layer: queries, keys and values to the last of `heads`, [T, padded H * Dv].
+
+        `is_stored`: keys and values are in the cache before.
+        """
         a, spec = self._arguments[index], self._specs[index]
         write_shape(a, spec)
         for field, array in zip((kernels.QUERY, kernels.KEY, kernels.VALUE, kernels.OUT), heads, strict=True):
@@ -205,7 +216,8 @@ class RecordedLayers:
         a[kernels.OUT_WIDTH] = heads[3].shape[1]
         self._holds.append(heads)
         names = self._names[work_key(spec)]
-        return [Operation(kernel, a, None, names[name]) for name, kernel in parts()]
+        left_out = "rows" if is_stored else "blind"
+        return [Operation(kernel, a, None, names[name]) for name, kernel in parts() if name != left_out]
 
     def advance(self, positions: Int64) -> list[Operation]:
         """Return the operations that make a decode step's arguments those of the next one; `positions` [T] of the step

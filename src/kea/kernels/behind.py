@@ -1,5 +1,5 @@
 """What becomes of a product's sums at once, while those of a chunk are in the cache of the core that formed them: they
-are added to other rows, or are gates and what these gate. Knows no models.
+are added to other rows, or are gates and what these gate, or become what a kernel makes of them. Knows no models.
 
 Else another core would have them from there, a line in about 7 ns: more than it takes to compute with them.
 """
@@ -13,10 +13,10 @@ from numba import carray, njit
 from numpy.typing import NDArray
 
 from kea.kernels.gates import GATES, gate_step
-from kea.kernels.machine import f32_at, i64_at, number_at
-from kea.kernels.parts import BLOCK_ROWS, UNIT_BYTES, place_of
+from kea.kernels.machine import call_kernel, f32_at, i64_at, number_at
+from kea.kernels.parts import BLOCK_ROWS, LANES, UNIT_BYTES, place_of
 
-NOTHING, ADD, GATE = range(3)
+NOTHING, ADD, GATE, CALL = range(4)
 """What may be done with them."""
 
 # Arguments of ADD: rows [T, TO_STRIDE bytes], of which TO_WIDTH values take the sums times FACTOR (bits of fp64).
@@ -25,12 +25,28 @@ TO, TO_STRIDE, TO_WIDTH, FACTOR, NUM_ADD = range(5)
 # Arguments of GATE: rows of GATED [T, GATED_STRIDE bytes]; or where TILES is not 0 tiles of three parts, of NUM_STEPS.
 GATED, GATED_STRIDE, TILES, NUM_STEPS, TANH, NUM_GATE = range(6)
 
+# Arguments of CALL: addresses of a kernel and its arguments, and how many columns make a group. It is called for each
+# group with the word of a part as its chunk: see `part_word`.
+CALL_CODE, CALL_ARGUMENTS, GROUP_COLUMNS, NUM_CALL = range(4)
+
 
 class Then(NamedTuple):
-    """One of the things that may be done, and its arguments."""
+    """One of the things that may be done, and its arguments. `columns`: a chunk has a multiple of them, as of 16."""
 
     work: int
     arguments: NDArray[np.int64]
+    columns: int = LANES
+
+
+@njit(nogil=True)  # type: ignore[untyped-decorator]
+def part_word(row: int, num_rows: int, group: int) -> int:
+    """Return a group of columns of some rows, the first one and how many (under 2**16 either), as one number."""
+    return row << 32 | num_rows << 16 | group
+
+
+@njit(nogil=True)  # type: ignore[untyped-decorator]
+def part_of_word(word: int) -> tuple[int, int, int]:
+    return word >> 32, word >> 16 & 0xFFFF, word & 0xFFFF
 
 
 @njit(nogil=True, fastmath={"contract"})  # type: ignore[untyped-decorator]
@@ -64,3 +80,13 @@ def gate_rows(address: int, rows: tuple[int, int], columns: tuple[int, int], sum
         for m in range(0, num_rows, BLOCK_ROWS):
             to = place_of(a[TILES], row + m, first + step, a[NUM_STEPS])
             gate_step(1, tanh, (gates + m * stride, to, stride, UNIT_BYTES), min(BLOCK_ROWS, num_rows - m))
+
+
+@njit(nogil=True)  # type: ignore[untyped-decorator]
+def call_for_groups(address: int, rows: tuple[int, int], columns: tuple[int, int]) -> None:
+    """Call a kernel for each group of some columns of some rows, whole groups and, at the end, what is padding."""
+    a = carray(i64_at(address), NUM_CALL)
+    (row, num_rows), (column, num_columns) = rows, columns
+    first = column // a[GROUP_COLUMNS]
+    for group in range(first, first + num_columns // a[GROUP_COLUMNS]):
+        call_kernel(a[CALL_CODE], a[CALL_ARGUMENTS], part_word(row, num_rows, group))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +12,10 @@ from numpy.typing import NDArray
 
 from kea.kernels import panels
 from kea.kernels.arena import Arena
-from kea.kernels.behind import GATE, Then
+from kea.kernels.behind import Then
 from kea.kernels.block_products import BLOCKS_PRODUCTS
 from kea.kernels.byte_products import byte_config
 from kea.kernels.digits import DIGIT_DEPTH, GROUP_ROWS, group_bytes
-from kea.kernels.gates import GATES
 from kea.kernels.panels import BYTE, FEW_ROWS, FP16, FULL, HALF, ROWS_PRODUCTS, VALUES, WIDENS_FP16
 from kea.kernels.parts import BLOCK_ROWS, BLOCK_STEP_BYTES, LANES
 from kea.kernels.program import MAX_STREAM_CHUNKS, Kernel, Operation, Own, Stream
@@ -208,8 +208,9 @@ def record_product(
     chunk_rows, chunk_panels = CHUNK_ROWS, 2 * max(1, pairs // (CHUNKS_PER_THREAD * num_threads))
     if num_rows > CHUNK_ROWS // 2:
         chunk_panels = 2 * -(-pairs // max(1, pairs // CHUNK_PAIRS))
-    if then is not None and then.work == GATE:
-        chunk_panels = padded(chunk_panels, 2 * GATES // LANES)
+    if then is not None:
+        step = math.lcm(2, then.columns // LANES)
+        chunk_panels = max(1, chunk_panels // step) * step
     full, tail = tile_config((TILE_ROWS,) * 8), _tail_config(num_rows % BLOCK_ROWS)
     if matrix.kind == BYTE:
         full = byte_config(num_rows)

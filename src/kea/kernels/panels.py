@@ -26,7 +26,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from kea.kernels.behind import ADD, GATE, add_rows, gate_rows
+from kea.kernels.behind import ADD, CALL, GATE, add_rows, call_for_groups, gate_rows
 from kea.kernels.machine import F32, I64, cpu_features, emit_prefetch, f32_at, i64_at, pointer
 from kea.kernels.parts import INTS, LANES, UNIT_BYTES, VECTOR
 from kea.kernels.program import FROM_BACK, Kernel
@@ -207,6 +207,8 @@ def finish(a: NDArray[np.int64], rows: tuple[int, int], panels: tuple[int, int],
         add_rows(a[THEN_ARGUMENTS], (row, num_rows), (column, num_columns), (out, a[OUT_STRIDE]))
     elif a[THEN] == GATE:
         gate_rows(a[THEN_ARGUMENTS], (row, num_rows), (column, num_columns), (out, a[OUT_STRIDE]))
+    elif a[THEN] == CALL:
+        call_for_groups(a[THEN_ARGUMENTS], (row, num_rows), (column, num_columns))
 
 
 @njit(nogil=True)  # type: ignore[untyped-decorator]

@@ -19,7 +19,7 @@ from kea.errors import InvalidRequest, KeaError, Unsupported
 from kea.kernels import program
 from kea.models import DecoderModel, StepInput, load_model
 from kea.models.hosted import HostedDecoder
-from kea.models.lean import LeanDecoder, round_weights, try_read_spec
+from kea.models.lean import LeanDecoder, recording, round_weights, try_read_spec
 from kea.models.lean import spec as spec_module
 from tests.models.families import COMMON, FAMILIES, VOCAB_SIZE, build_model, save_model
 from tests.models.paging import build_step, run_paged
@@ -40,6 +40,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "tanh": ("llama", {"hidden_act": "gelu_pytorch_tanh"}),
     "stretched rotary": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}),
     "qkv biases": ("stablelm", {"use_qkv_bias": True}),
+    "heads behind their product": ("llama", {"head_dim": 32, "attention_bias": True}),
+    "wide heads behind it": ("qwen3", {"head_dim": 96}),
+    "heads in pairs behind it": ("glm4", {"head_dim": 32}),
+    "heads in windows behind it": ("gemma3", {"head_dim": 64}),
     "multipliers": ("granite", {"embedding_multiplier": 3.0, "attention_bias": True}),
 }
 TOLERANCE = 1e-4
@@ -108,6 +112,36 @@ def test_dropped_gaps_are_seen_by_neither(name: str, span: tuple[int, int], fami
         plan = replace(step.plan, sequences=(step.plan.sequences[0]._replace(runs=runs),))
         logits.append(model.forward(replace(step, plan=plan), cache))
     assert (logits[0] - logits[1]).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("head_dim", [8, 32])
+def test_rows_that_see_nothing_are_as_in_transformers(head_dim: int, tmp_path: Path) -> None:
+    text, table, span = random_text(63), tuple(range(16)), (60, 63)
+    logits = []
+    for model in both(save_model("llama", tmp_path, head_dim=head_dim)):
+        cache = model.create_cache(84)
+        model.forward(build_step([random_text(83, 1)], [tuple(range(20, -1, -1))], [(0, 0, 83)]), cache)
+        step = build_step([text], [table], [(0, *span)])
+        plan = replace(step.plan, sequences=(step.plan.sequences[0]._replace(runs=(Run(62, 63),)),))
+        logits.append(model.forward(replace(step, plan=plan), cache))
+    assert (logits[0] - logits[1]).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_heads_behind_their_product_are_those_of_kernels_of_their_own(
+    name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_model(name, tmp_path, head_dim=32)
+    texts = [random_text(length, length) for length in (60, 3)]
+    runs = []
+    for is_apart in (True, False):
+        if not is_apart:
+            monkeypatch.setattr(recording, "_are_apart", lambda *_: False)
+        model = load_model(path, kv_cache_dtype=kind)
+        runs.append([torch.cat(run_paged(model, texts, max_chunk=max_chunk)) for max_chunk in (1, 40)])
+    for ours, theirs in zip(*runs, strict=True):
+        assert (ours - theirs).abs().max() < TOLERANCE
 
 
 def test_a_longer_step_in_between_moves_buffers_and_changes_nothing(family_path: FamilyPath) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from kea.attention.base import AttentionBackend, LayerCache, PreparedPlan
 from kea.attention.numba_cpu import NumbaAttention, NumbaPlan
-from kea.attention.numba_program import RecordedLayers, Spare
+from kea.attention.numba_program import RecordedLayers, Spare, parts
 from kea.attention.threads import RUNNING, running_kernels
 from kea.kernels.program import TEAM, Program
 from kea.models.base import DrawOrder, ModelFacts, StepInput
@@ -129,7 +129,8 @@ class LeanDecoder:
         layers = self._weights.layers
         linears = [linear for layer in layers for linear in (layer.qkv, layer.out, layer.gate_up, layer.down)]
         kernels = {kernel for linear in (*linears, self._weights.head) for kernel in linear.weight.kernels}
-        for kernel in (steps.ADD, steps.ENTER, steps.ENTER_ALONE, steps.HEADS, steps.CUT, steps.CUT_ALONE, *kernels):
+        kernels |= {steps.ADD, steps.ENTER, steps.ENTER_ALONE, steps.HEADS, steps.PLACE_HEAD}
+        for kernel in (*kernels, steps.CUT, steps.CUT_ALONE, *dict(parts()).values()):
             kernel.compile()
 
     def create_cache(self, num_slots: int) -> tuple[LayerCache, ...]:
@@ -218,11 +219,11 @@ class LeanDecoder:
         pieces: list[Program] = []
         heads = []
         for index, layer in enumerate(self._weights.layers):
-            qkv = recorder.linear("qkv", recorder.enter(layer.before_attention, layer.qkv), layer.qkv)
-            recorder.heads(qkv, layer, index, self._phases_of(recorder, index))
+            is_stored = recorder.heads(layer, index, self._phases_of(recorder, index), attention)
             attended = recorder.attended(index)
             if attention is not None:
-                recorder.operations += attention.operations(index, (*recorder.placed(index), attended))
+                placed = (*recorder.placed(index), attended)
+                recorder.operations += attention.operations(index, placed, is_stored=is_stored)
             else:
                 pieces.append(recorder.piece())
                 query, key, value = (torch.from_numpy(part) for part in recorder.placed(index))

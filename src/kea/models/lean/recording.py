@@ -12,8 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from kea.attention.base import LayerSpec
+from kea.attention.numba_program import RecordedLayers
 from kea.kernels import behind
 from kea.kernels.behind import Then
+from kea.kernels.gates import GATES
 from kea.kernels.matrix import PanelMatrix, padded, record_product, tiles_bytes
 from kea.kernels.panels import BYTE
 from kea.kernels.program import Kernel, Operation, Own, Program
@@ -189,13 +192,31 @@ class Recorder:
         a[behind.GATED], a[behind.GATED_STRIDE] = rows.ctypes.data, rows.strides[0]
         a[behind.TANH] = self.spec.activation == "gelu_tanh"
         if not to.weight.takes_tiles(num_rows) or to.weight.kind == BYTE:
-            return Then(behind.GATE, a), Entering(rows[None], None, num_rows)
+            return Then(behind.GATE, a, 2 * GATES), Entering(rows[None], None, num_rows)
         tiles = self.tiles("gated tiles", num_rows, to)
         a[behind.TILES], a[behind.NUM_STEPS] = tiles.ctypes.data, padded(size, TILE_DEPTH) // TILE_DEPTH
-        return Then(behind.GATE, a), Entering(rows[None], tiles, num_rows)
+        return Then(behind.GATE, a, 2 * GATES), Entering(rows[None], tiles, num_rows)
 
-    def heads(self, qkv: F32, layer: LayerWeights, index: int, phases: tuple[F32, F32]) -> None:
-        """Record how queries, keys and values become heads."""
+    def heads(self, layer: LayerWeights, index: int, phases: tuple[F32, F32], attention: RecordedLayers | None) -> bool:
+        """Record how the hidden rows become heads. Return whether new keys and values are then in the cache of
+        `attention`: where a head is complete wherever it was formed.
+        """
+        x, qkv = self.enter(layer.before_attention, layer.qkv), layer.qkv
+        rows = self.buffers.get(f"qkv {qkv.weight.padded_columns}", x.num_rows, qkv.weight.padded_columns)
+        a = self._heads_arguments(rows, layer, index, phases)
+        if attention is None or not _are_apart(self.facts.layers[index], layer):
+            self.linear("qkv", x, qkv)
+            self._row_wise(steps.HEADS, a, x.num_rows)
+            return False
+        a[steps.LAYER] = attention.address(index)
+        call = np.zeros(behind.NUM_CALL, np.int64)
+        call[behind.CALL_CODE], call[behind.CALL_ARGUMENTS] = steps.PLACE_HEAD.address, a.ctypes.data
+        call[behind.GROUP_COLUMNS] = size = self.facts.layers[index].key_dim
+        self.linear("qkv", x, qkv, Then(behind.CALL, call, size))
+        self.holds += [a, attention]
+        return True
+
+    def _heads_arguments(self, qkv: F32, layer: LayerWeights, index: int, phases: tuple[F32, F32]) -> steps.I64:
         spec = self.facts.layers[index]
         a = np.zeros(steps.NUM_HEADS_ARGUMENTS, np.int64)
         a[steps.QKV], a[steps.QKV_WIDTH], a[steps.H_ROWS] = qkv.ctypes.data, qkv.shape[1], len(qkv)
@@ -209,7 +230,7 @@ class Recorder:
             if norm is not None:
                 a[first], a[first + 2] = _norm_addresses(norm)
                 a[first + 1] = norm.weight.size
-        self._row_wise(steps.HEADS, a, len(qkv))
+        return a
 
     # The step's arrays
 
@@ -277,6 +298,13 @@ class Recorder:
     def _row_wise(self, kernel: Kernel, arguments: NDArray[np.int64], num_rows: int) -> None:
         self.operations.append(Operation(kernel, arguments, -(-num_rows // steps.CHUNK_ROWS)))
         self.holds.append(arguments)
+
+
+def _are_apart(spec: LayerSpec, layer: LayerWeights) -> bool:
+    """Whether each head is columns of a product's own chunk, and needs nothing of other heads."""
+    norms = (norm.weight.size for norm in (layer.query_norm, layer.key_norm) if norm is not None)
+    size = spec.key_dim
+    return size == spec.value_dim and size % TILE_DEPTH == 0 and all(found == size for found in norms)
 
 
 def _norm_addresses(norm: Norm | None) -> tuple[int, int]:

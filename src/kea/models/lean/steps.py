@@ -9,13 +9,15 @@ import numpy as np
 from numba import carray, njit
 from numpy.typing import NDArray
 
+from kea.attention.numba_kernels import store_head
+from kea.kernels.behind import part_of_word
 from kea.kernels.digits import cut_digits
 from kea.kernels.machine import f32_at, f64_at, i64_at, number_at
 from kea.kernels.panels import BYTE
 from kea.kernels.parts import BLOCK_ROWS, cut_rows
 from kea.kernels.program import Kernel
 from kea.kernels.tiles import TILE_ROWS
-from kea.models.lean.kernels import finish_logits, normalise, place_heads, place_phases, place_weights
+from kea.models.lean.kernels import finish_logits, normalise, place_heads, place_phases, place_weights, rotate
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
@@ -44,9 +46,10 @@ LOGITS, LOGITS_WIDTH, NUM_LOGITS, VOCAB_SIZE, LOGIT_SCALE, LOGIT_CAP, NUM_FINISH
 # Arguments of `cut`, of rows or threads: as those of `enter`.
 C_ROWS, C_WIDTH, C_NUM_ROWS, C_TILES, C_TILES_KIND, C_TILES_BYTES, NUM_CUT = range(7)
 
-# Arguments of `heads`.
+# Arguments of `heads`, and of `place_head`, which needs the attention's arguments of the LAYER.
 (QKV, QKV_WIDTH, H_ROWS, NUM_HEADS, NUM_KV, KEY_DIM, VALUE_DIM, QUERY, KEY, VALUE, COS, SIN, PHASES, PAIRS, QUERY_NORM,
- QUERY_NORM_SIZE, QUERY_BIAS, KEY_NORM, KEY_NORM_SIZE, KEY_BIAS, H_EPS, NUM_HEADS_ARGUMENTS) = range(22)  # fmt: skip
+ QUERY_NORM_SIZE, QUERY_BIAS, KEY_NORM, KEY_NORM_SIZE, KEY_BIAS, H_EPS, LAYER,
+ NUM_HEADS_ARGUMENTS) = range(23)  # fmt: skip
 
 
 @njit(nogil=True)  # type: ignore[untyped-decorator]
@@ -172,6 +175,38 @@ def heads(address: int, chunk: int) -> None:
     place_heads(source, (num_heads + num_kv) * key_dim, value, (none, none, eps), still)
 
 
+def place_head(address: int, part: int) -> None:
+    """One head of some rows, while it is in the cache of the core that formed it: a query is normalised, rotated and
+    placed, a key is so where it is and then stored, a value is stored. `part`: see `kea.kernels.behind.part_word`.
+    """
+    a = carray(i64_at(address), NUM_HEADS_ARGUMENTS)
+    eps, size, turns, stride = number_at(address + 8 * H_EPS), a[KEY_DIM], a[PHASES], 4 * a[QKV_WIDTH]
+    row, num_rows, head = part_of_word(part)
+    num_heads, num_kv = a[NUM_HEADS], a[NUM_KV]
+    source = a[QKV] + row * stride + 4 * head * size
+    is_query = head < num_heads
+    if head < num_heads + num_kv:
+        first = QUERY_NORM if is_query else KEY_NORM
+        norm = (vector_at(a[first], a[first + 1]), vector_at(a[first + 2], a[first + 1]))
+        for m in range(num_rows):
+            values = carray(f32_at(source + m * stride), size)
+            if is_query:
+                query = carray(f32_at(a[QUERY] + 4 * ((row + m) * num_heads + head) * size), size)
+                for d in range(size):
+                    query[d] = values[d]
+                values = query
+            if a[first] != 0:
+                normalise(values, norm, values, eps, False)
+            if turns > 0:
+                cos = carray(f32_at(a[COS] + 4 * (row + m) * turns), turns)
+                sin = carray(f32_at(a[SIN] + 4 * (row + m) * turns), turns)
+                rotate(values, cos, sin, a[PAIRS] != 0)
+        if not is_query:
+            store_head(a[LAYER], (head - num_heads, False), (row, num_rows), (source, stride))
+    else:
+        store_head(a[LAYER], (head - num_heads - num_kv, True), (row, num_rows), (source, stride))
+
+
 def cut(address: int, chunk: int) -> None:
     """The rows of a chunk into tiles."""
     a = carray(i64_at(address), NUM_CUT)
@@ -189,5 +224,6 @@ def cut_alone(address: int, thread: int) -> None:
         cut_all(a[C_ROWS] + 4 * first * a[C_WIDTH], a[C_WIDTH], rows, tiles)
 
 
-BEGIN, ADD, ENTER, HEADS, CUT, FINISH = map(Kernel, (begin, add, enter, heads, cut, finish))
+BEGIN, ADD, ENTER, HEADS, PLACE_HEAD = map(Kernel, (begin, add, enter, heads, place_head))
+CUT, FINISH = map(Kernel, (cut, finish))
 ENTER_ALONE, CUT_ALONE = Kernel(enter_alone), Kernel(cut_alone)
