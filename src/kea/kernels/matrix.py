@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kea.kernels import panels
 from kea.kernels.arena import Arena
-from kea.kernels.behind import Then
+from kea.kernels.behind import CALL, Then
 from kea.kernels.block_products import BLOCKS_PRODUCTS
 from kea.kernels.byte_products import byte_config
 from kea.kernels.digits import DIGIT_DEPTH, GROUP_ROWS, group_bytes
@@ -210,7 +210,9 @@ def record_product(
         chunk_panels = 2 * -(-pairs // max(1, pairs // CHUNK_PAIRS))
     if then is not None:
         step = math.lcm(2, then.columns // LANES)
-        chunk_panels = max(1, chunk_panels // step) * step
+        # One group a chunk: larger ones divide fifteen heads unevenly between threads (docs/performance.md).
+        is_fine = then.work == CALL and num_rows <= CHUNK_ROWS // 2
+        chunk_panels = step if is_fine else max(1, chunk_panels // step) * step
     full, tail = tile_config((TILE_ROWS,) * 8), _tail_config(num_rows % BLOCK_ROWS)
     if matrix.kind == BYTE:
         full = byte_config(num_rows)
