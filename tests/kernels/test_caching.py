@@ -116,3 +116,46 @@ def test_a_disk_that_is_full_keeps_nobody_from_computing(
     file.save("int64", "code for int64")
     assert file.load("int64") is None
     assert "No space left on device" in caplog.text
+
+
+NAMED_ALIKE = """
+import sys
+import numpy as np
+from kea.kernels.jit import compiled
+
+def step_of(factor):
+    @compiled()
+    def step(values, first):
+        total = 0.0
+        for i in range(first, values.shape[0]):
+            x = values[i]
+            for _ in range(3):
+                x = np.sqrt(x * x + 1.0) if x < 2.0 else np.exp(-x) + np.log(x) * np.sin(x) / np.cosh(x)
+            total += x
+            for j in range(i):
+                total += np.floor(values[j]) * 0.0
+        return factor + 0.0 * total
+    return step
+
+two_of, five_of = step_of(2.0), step_of(5.0)
+
+@compiled()
+def two(values):
+    return sum((two_of(values, 0), two_of(values, 1), two_of(values, 2), two_of(values, 3)))
+
+@compiled()
+def five(values):
+    return sum((five_of(values, 0), five_of(values, 1), five_of(values, 2), five_of(values, 3)))
+
+values = np.linspace(1.0, 2.0, 9)
+print(*(function(values) for function in (two, five) if function.__name__ in sys.argv))
+"""
+
+
+def test_functions_of_one_name_that_different_processes_compiled_are_not_taken_for_each_other(tmp_path: Path) -> None:
+    (tmp_path / "kernel.py").write_text(NAMED_ALIKE)
+    env = {**os.environ, "HOME": str(tmp_path / "home")}
+    for names, said in ((["two"], "8.0"), (["five"], "20.0"), (["two", "five"], "8.0 20.0")):
+        command = [sys.executable, "kernel.py", *names]
+        done = subprocess.run(command, cwd=tmp_path, env=env, text=True, capture_output=True, check=True)
+        assert done.stdout.strip() == said

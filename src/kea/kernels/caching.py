@@ -12,10 +12,12 @@ import contextlib
 import functools
 import hashlib
 import inspect
+import itertools
 import logging
 import os
 import pickle
 import platform
+import secrets
 import shutil
 import tempfile
 import time
@@ -24,6 +26,7 @@ from typing import Any
 
 import llvmlite
 import numba
+from numba.core.bytecode import FunctionIdentity
 from numba.core.caching import IndexDataCacheFile
 
 from kea.kernels.shelf import check_private
@@ -33,6 +36,11 @@ logger = logging.getLogger(__name__)
 FOLDERS = ("kernels", "attention", "models/lean")
 MAX_VERSIONS, UNUSED_S = 16, 86_400.0
 """Folders of kernels that are kept, about 3 MB each; one that was used within a day is not removed."""
+
+# numba tells functions of one name apart (those that a factory makes) by a number that begins at 1 in every process. Of
+# two kernels that two processes have compiled and a third one loads, functions could so have one name, and the linker
+# keeps the first: the other kernel would call it. So each process begins somewhere else.
+FunctionIdentity._unique_ids = itertools.count(secrets.randbits(48))
 
 
 @functools.cache
