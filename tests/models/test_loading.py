@@ -171,6 +171,23 @@ def test_weights_of_another_shape_are_told_by_name(family_path: FamilyPath, tmp_
     assert f"asks for: {name} as [{height}, {width}] (it is [{height}, {width + 1}])." in str(caught.value)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_told_by_name(value: float, family_path: FamilyPath, tmp_path: Path) -> None:
+    path = copy_model(family_path("llama"), tmp_path / "spoilt")
+    weights = load_file(path / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"][3, 5] = value
+    save_file(weights, path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelLoadFailed, match=r"1 weights .* not finite .* model\.layers\.1\.mlp\.down_proj\.weight"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_a_type_that_is_none_is_told_with_its_key(key: str, family_path: FamilyPath, tmp_path: Path) -> None:
+    path = copy_model(family_path("llama"), tmp_path / "typed", **{key: "float17"})
+    with pytest.raises(ModelLoadFailed, match=rf"config\.json .* {key} is 'float17'; it must be"):
+        load_model(path)
+
+
 def test_weights_that_the_config_asks_for_and_the_files_lack_are_not_made_up(
     family_path: FamilyPath, tmp_path: Path
 ) -> None:

@@ -85,13 +85,25 @@ def _sees_window(mask: MaskFunction, window: int | None) -> bool:
 
 
 def eager_logits(model: Any) -> torch.Tensor:
-    """Return the logits [2, N, V] of two texts under the model's own attention."""
+    """Return the logits [2, N, V] of two texts under the model's own attention.
+
+    Raises `ModelLoadFailed` where they are not finite numbers: nothing could be compared with them.
+    """
     model.set_attn_implementation("eager")
     device = model.get_input_embeddings().weight.device
     ids = probe_ids(model.config.get_text_config().vocab_size, 2).to(device)
     with torch.inference_mode():
         logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+    if not logits.isfinite().all():
+        raise ModelLoadFailed(_not_finite(model), hint="Its files may be damaged: download them again.", param="model")
     return logits.float()
+
+
+def _not_finite(model: Any) -> str:
+    bad = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
+    if not bad:
+        return f"{type(model).__name__} computes logits that are not finite numbers, from weights that all are."
+    return f"{len(bad)} weights have values that are not finite numbers, such as {bad[0]}."
 
 
 def prove_equal(decoder: DecoderModel, expected: torch.Tensor) -> None:

@@ -71,8 +71,18 @@ def failing_as_load_error(source: str, what: str, hint: str | None = HINT) -> It
 def read_config(source: str, revision: str | None = None) -> Any:
     """Return the transformers config of `source` (a directory or hub id, see `resolve_source`)."""
     with failing_as_load_error(source, "the config"):
-        from transformers import AutoConfig
+        import torch
+        from transformers import AutoConfig, PretrainedConfig
 
+        facts, _ = PretrainedConfig.get_config_dict(source, revision=revision)
+        for key in ("dtype", "torch_dtype"):  # transformers takes it for an attribute of torch's
+            name = facts.get(key)
+            if isinstance(name, str) and not isinstance(getattr(torch, name.removeprefix("torch."), None), torch.dtype):
+                raise ModelLoadFailed(
+                    f"config.json of {source}: {key} is {name!r}; it must be a type of torch's, such as float32, "
+                    "bfloat16 or float16.",
+                    param="model",
+                )
         return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
 
 
