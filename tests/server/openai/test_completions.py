@@ -339,6 +339,14 @@ async def test_unknown_fields_are_accepted_and_named(stream: bool, caplog: pytes
         assert "POST /v1/completions: 200 in " in caplog.text
 
 
+async def test_unknown_fields_of_an_object_within_are_named_with_it() -> None:
+    async with serving() as running:
+        body = {"prompt": "x", "speculative_config": {"num_speculative_tokens": 0, "prompt_lookup_least": 2}}
+        response = await running.http.post("/v1/completions", json=body)
+        assert response.status_code == 200, response.text
+        assert response.headers["x-kea-ignored-fields"] == "speculative_config.prompt_lookup_least"
+
+
 async def test_a_text_that_cannot_fit_is_refused_unread() -> None:
     class Unread(ChatTokenizer):
         def encode(self, text: str, **options: Any) -> list[int]:

@@ -57,8 +57,15 @@ class Body(BaseModel):
         return self
 
     def unknown_fields(self) -> tuple[str, ...]:
-        """Return the names of the fields that mean nothing here."""
-        return tuple(name for name in self.model_extra or () if name not in self.refused)
+        """Return the names of the fields that mean nothing here; those of an object within as object.field."""
+        own = (name for name in self.model_extra or () if name not in self.refused)
+        inner = (
+            f"{name}.{field}"
+            for name in type(self).model_fields
+            if isinstance(value := getattr(self, name), Body)
+            for field in value.unknown_fields()
+        )
+        return (*own, *inner)
 
 
 class Reply(BaseModel):
