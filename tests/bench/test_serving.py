@@ -209,7 +209,8 @@ def test_impossible_runs_are_refused() -> None:
             ServeSettings(targets, WORKLOAD)
     with pytest.raises(InvalidRequest, match="slo-of is 'c'; it must be one of a, b"):
         ServeSettings((one, two), WORKLOAD, relative_slo=RelativeSlo("c", 2, 2))
-    for change in ({"num_rounds": 0}, {"num_warmups": -1}, {"limit_s": 0.0}, {"shape": RequestShape(timeout_s=0)}):
+    shapes = ({"shape": RequestShape(timeout_s=0)}, {"shape": RequestShape(temperature=-1)})
+    for change in ({"num_rounds": 0}, {"num_warmups": -1}, {"limit_s": 0.0}, *shapes):
         with pytest.raises(InvalidRequest):
             ServeSettings((one,), WORKLOAD, **change)
 

@@ -55,6 +55,7 @@ class ServeSettings:
         check_range("rounds", self.num_rounds, 1)
         check_range("warmups", self.num_warmups, 0)
         check_range("timeout-s", self.shape.timeout_s, 0.001)
+        check_range("temperature", self.shape.temperature, 0.0)
         if self.limit_s is not None:
             check_range("time-limit-s", self.limit_s, 0.001)
         names = [target.name for target in self.targets]

@@ -141,7 +141,14 @@ def test_malformed_prompt_files_are_refused(tmp_path: Path, content: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "change", [{"num_requests": 0}, {"prefix_len": -1}, {"max_output_len": 0}, {"arrivals": Arrivals(concurrency=0)}]
+    "change",
+    [
+        {"num_requests": 0},
+        {"prefix_len": -1},
+        {"max_output_len": 0},
+        {"arrivals": Arrivals(concurrency=0)},
+        {"trace_scale": TraceScale(time=0.0)},
+    ],
 )
 def test_impossible_workloads_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(InvalidRequest):

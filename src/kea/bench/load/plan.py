@@ -54,6 +54,7 @@ class Workload:
         check_range("num-requests", self.num_requests, 1)
         check_range("prefix-len", self.prefix_len, 0)
         check_range("trace-length-scale", self.trace_scale.length, 1e-6)
+        check_range("trace-time-scale", self.trace_scale.time, 1e-6)
         for name, limit in (("max-input-len", self.max_input_len), ("max-output-len", self.max_output_len)):
             if limit is not None:
                 check_range(name, limit, 1)
