@@ -60,11 +60,12 @@ class CudaRecorder:
     """
 
     def __init__(self) -> None:
+        stream: Any = torch.cuda.Stream
         self._pool = torch.cuda.graph_pool_handle()
+        self._aside = stream()  # one for all: libraries keep memory for each stream that they were used on
 
     def __call__(self, compute: Callable[[], torch.Tensor]) -> Recording:
-        stream: Any = torch.cuda.Stream
-        aside = stream()
+        aside = self._aside
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             compute()  # kernels are compiled and libraries set up outside of the capture

@@ -62,6 +62,33 @@ def test_models_in_bfloat16_are_run(family_path: Callable[[str], Path]) -> None:
     assert (mine - expected).abs().max() < 0.05 * (1.0 + expected.abs().max())
 
 
+def test_a_scale_of_embeddings_is_rounded_as_transformers_rounds_it(tmp_path: Path) -> None:
+    path = save_model("gemma2", tmp_path, hidden_size=40)
+    assert load(path, "bfloat16")._embedding_scale == 6.3125  # of the root, 6.3246
+    assert load(path)._embedding_scale == pytest.approx(40**0.5, rel=1e-7)
+
+
+def test_matrices_that_are_no_plain_ones_are_left_to_transformers(
+    family_path: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quantised ones are modules of their own, with scales beside their weights."""
+
+    class Quantised(torch.nn.Linear):
+        pass
+
+    from transformers.models.qwen2 import modeling_qwen2
+
+    create = modeling_qwen2.Qwen2MLP.__init__
+
+    def create_quantised(mlp: torch.nn.Module, config: object) -> None:
+        create(mlp, config)
+        mlp.down_proj = Quantised(mlp.down_proj.in_features, mlp.down_proj.out_features, bias=False)
+
+    monkeypatch.setattr(modeling_qwen2.Qwen2MLP, "__init__", create_quantised)
+    decoder = load_model(family_path("qwen2"), backend="triton")
+    assert isinstance(decoder, HostedDecoder)
+
+
 def test_phases_far_out_are_those_of_double_precision(family_path: Callable[[str], Path]) -> None:
     """Keys of one token at far positions differ by a rotation alone, formed in fp64: no row of a table, no fp32."""
     decoder = load(family_path("llama"))

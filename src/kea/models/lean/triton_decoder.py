@@ -19,7 +19,7 @@ from kea.models.base import ModelFacts, StepInput
 from kea.models.hosted import allocate_cache
 from kea.models.lean import triton_steps as steps
 from kea.models.lean.spec import DecoderSpec, try_read_spec
-from kea.models.lean.triton_weights import DeviceWeights, fuse_in_place
+from kea.models.lean.triton_weights import DeviceWeights, fuse_in_place, has_plain_projections
 from kea.models.probe import prove_equal
 from kea.models.rotary import try_double_rotary
 
@@ -36,6 +36,9 @@ class TritonDecoder:
         self._weights = weights
         self._facts = facts
         self._backend = backend
+        self._embedding_scale = spec.embedding_scale
+        if spec.family.scales_embedding:  # by transformers' code in the embedding's own type
+            self._embedding_scale = float(torch.tensor(spec.embedding_scale, dtype=weights.embedding.dtype))
         self._heads = [
             steps.Heads(layer, shape, spec, self._columns_of(index))
             for index, (layer, shape) in enumerate(zip(weights.layers, facts.layers, strict=True))
@@ -57,7 +60,7 @@ class TritonDecoder:
         weights, spec = self._weights, self._spec
         with torch.inference_mode():
             hidden, phases = steps.begin(
-                step.token_ids, step.positions, weights.embedding, weights.phases, spec.embedding_scale
+                step.token_ids, step.positions, weights.embedding, weights.phases, self._embedding_scale
             )
             result, after = None, None
             for index, layer in enumerate(weights.layers):
@@ -107,12 +110,15 @@ def try_prove_triton(
     """
     spec = try_read_spec(model.config.get_text_config())
     rotary = None if spec is None else try_double_rotary(model.model.rotary_emb)
-    if spec is None or rotary is None:
+    if spec is None or rotary is None or not has_plain_projections(model):
         return None
     decoder = TritonDecoder(spec, fuse_in_place(model, spec, rotary.sets), facts, attention)
     try:
         prove_equal(decoder, expected)
-    except ModelLoadFailed as error:
+    except (ModelLoadFailed, RuntimeError) as error:  # Triton's errors of a kernel that a device cannot run among them
         logger.warning("The lean decoder does not run %s exactly, transformers' code runs it: %s", facts.name, error)
         return None
+    finally:
+        if expected.is_cuda:
+            torch.cuda.empty_cache()  # the parts of what was fused lie in it, too small to be used for anything
     return decoder

@@ -16,7 +16,7 @@ _ROW = tl.constexpr(ROW_NORM)
 _TURN = tl.constexpr(6.283185307179586)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["tokens", "positions"])  # parts of one tensor: any may begin at 8 bytes
 def begin_rows(  # noqa: PLR0917
     tokens, positions, embedding, frequencies, factors, hidden, cosines, sines,
     width, embedding_row, num_frequencies, scale,
@@ -51,7 +51,7 @@ def normalised(x, weight, bias, dims, ok, width, eps, CENTRED: tl.constexpr, HAS
     return x
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["index"])
 def enter_block(  # noqa: PLR0917
     hidden, result, rows, index, after, after_bias, before, before_bias,
     width, scale, eps,

@@ -70,6 +70,15 @@ class DeviceWeights:
     phases: DevicePhases
 
 
+def has_plain_projections(model: Any) -> bool:
+    """Whether the layers' matrices are plain ones of the model's type: not quantised, in modules of torch's own."""
+    dtype = model.get_input_embeddings().weight.dtype
+    owners = [owner for layer in model.model.layers for owner in ((layer.self_attn, QKV), (layer.self_attn, OUT))]
+    owners += [owner for layer in model.model.layers for owner in ((layer.mlp, GATE_UP), (layer.mlp, DOWN))]
+    modules = [module for owner, choices in owners for module in find_projections(owner, choices)]
+    return all(type(module) is torch.nn.Linear and module.weight.dtype == dtype for module in modules)
+
+
 def fuse_in_place(model: Any, spec: DecoderSpec, rotary: Mapping[str | None, Frequencies]) -> DeviceWeights:
     """Return the weights of a transformers model where they are; its own parts become views of what was fused."""
     with torch.no_grad():
