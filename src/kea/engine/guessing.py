@@ -123,7 +123,8 @@ class Payoff:
             return
         choice = self._choices.setdefault(num_contexts.bit_length(), _Choice())
         choice.ways[is_guessing].observe(seconds, num_tokens / num_contexts)
-        choice.num_steps += is_guessing == choice.is_guessing
+        if is_guessing == choice.is_guessing:
+            choice.num_steps += 1 if is_guessing else num_tokens // num_contexts  # of a burst, each round
 
 
 class GuessBudget:

@@ -102,7 +102,7 @@ def _spelling(cell: Cell) -> tuple[Callable[[float], str], str]:
 
 
 def _median_ms(measured: Measured, label: str, cell: str, key: str) -> str:
-    values = [value[0] for value in values_of(measured, label, cell, key).values()]
+    values = [one for value in values_of(measured, label, cell, key).values() for one in value]
     return f"{1000 * statistics.median(values):,.1f}" if values else _ABSENT
 
 

@@ -159,13 +159,16 @@ class Driver:
         in turn; count the guesses that were verified, those that were right, and the outputs that stayed as they were.
         """
         seconds: dict[int, list[float]] = {0: [], num_guesses: []}
-        outputs: dict[int, list[list[int]]] = {}
+        pairs: list[list[list[list[int]]]] = []
         before = self.core.snapshot()
-        for number in (0, num_guesses) * 2:
-            elapsed, outputs[number] = self._outputs(prompts, output_len, number)
-            seconds[number].append(elapsed)
+        for _ in range(2):
+            pairs.append([])
+            for number in (0, num_guesses):
+                elapsed, outputs = self._outputs(prompts, output_len, number)
+                seconds[number].append(elapsed)
+                pairs[-1].append(outputs)
         after = self.core.snapshot()
-        same = sum(one == other for one, other in zip(outputs[0], outputs[num_guesses], strict=True))
+        same = min(sum(one == other for one, other in zip(*pair, strict=True)) for pair in pairs)
         return {
             "plain_s": seconds[0],
             "lookup_s": seconds[num_guesses],
