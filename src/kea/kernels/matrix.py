@@ -27,6 +27,7 @@ I64 = NDArray[np.int64]
 
 PAIR_COLUMNS = 2 * LANES
 CHUNK_ROWS = 256
+MAX_FINE_ROWS = CHUNK_ROWS // 2  # up to so many, a chunk that is followed by a call has one group of columns
 CHUNK_PAIRS = 8
 CHUNKS_PER_THREAD = 3
 """How a product is cut: many rows into chunks of 256 columns, whose weights stay in a core's second cache; few into
@@ -79,8 +80,8 @@ class PanelMatrix:
 
     @property
     def kernels(self) -> tuple[Kernel, ...]:
-        """The kernels that products with this matrix run through, whatever the number of rows."""
-        return tuple({self.kernel(num_rows): None for num_rows in (1, FEW_ROWS + 1, MIN_TILE_ROWS[self.kind])})
+        """The kernels that products with this matrix run through, whatever the number of rows (0: of no logits)."""
+        return tuple({self.kernel(num_rows): None for num_rows in (0, 1, FEW_ROWS + 1, MIN_TILE_ROWS[self.kind])})
 
     def kernel(self, num_rows: int) -> Kernel:
         """The kernel that a product of so many rows runs through."""
@@ -211,7 +212,7 @@ def record_product(
     if then is not None:
         step = math.lcm(2, then.columns // LANES)
         # One group a chunk: larger ones divide fifteen heads unevenly between threads (docs/performance.md).
-        is_fine = then.work == CALL and num_rows <= CHUNK_ROWS // 2
+        is_fine = then.work == CALL and num_rows <= MAX_FINE_ROWS
         chunk_panels = step if is_fine else max(1, chunk_panels // step) * step
     full, tail = tile_config((TILE_ROWS,) * 8), _tail_config(num_rows % BLOCK_ROWS)
     if matrix.kind == BYTE:

@@ -19,7 +19,7 @@ from kea.errors import InvalidRequest, KeaError, Unsupported
 from kea.kernels import program
 from kea.models import DecoderModel, StepInput, load_model
 from kea.models.hosted import HostedDecoder
-from kea.models.lean import LeanDecoder, recording, round_weights, try_read_spec
+from kea.models.lean import LeanDecoder, decoder, recording, round_weights, try_read_spec
 from kea.models.lean import spec as spec_module
 from tests.models.families import COMMON, FAMILIES, VOCAB_SIZE, build_model, save_model
 from tests.models.paging import build_step, run_paged
@@ -209,6 +209,30 @@ def test_no_step_has_to_wait_for_a_compiler(
         run_paged(model, [random_text(200)], max_chunk=max_chunk)
     for batch in (8, 32):
         run_paged(model, [random_text(3, seed) for seed in range(batch)], max_chunk=1)
+    step = build_step([random_text(200)], [tuple(range(50))], [(0, 0, 200)])  # a chunk that is not its prompt's last
+    assert len(model.forward(replace(step, logit_rows=step.logit_rows[:0]), model.create_cache(200))) == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"quantize": "int8"}])
+def test_a_batch_that_grows_moves_no_buffer(
+    options: dict[str, str], family_path: FamilyPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whatever was recorded for other sizes would be recorded anew."""
+    model = load_model(family_path("llama"), **options)
+    assert isinstance(model, LeanDecoder)
+    cache = model.create_cache(32 * 4)
+    monkeypatch.setattr(decoder, "MIN_SHARED_WORK", 0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(5)
+    try:
+        ages = []
+        for batch in range(1, 33):
+            texts = [random_text(1, seed) for seed in range(batch)]
+            model.forward(build_step(texts, [(row,) for row in range(batch)], [(n, 0, 1) for n in range(batch)]), cache)
+            ages.append(model._buffers.age)
+    finally:
+        torch.set_num_threads(before)
+    assert len(set(ages)) <= 2, "more than once, where tiles begin"
 
 
 def test_weights_that_are_not_16_bit_values_stay_whole(family_path: FamilyPath) -> None:

@@ -17,7 +17,7 @@ from kea.attention.numba_program import RecordedLayers
 from kea.kernels import behind
 from kea.kernels.behind import Then
 from kea.kernels.gates import GATES
-from kea.kernels.matrix import PanelMatrix, padded, record_product, tiles_bytes
+from kea.kernels.matrix import MAX_FINE_ROWS, PanelMatrix, padded, record_product, tiles_bytes
 from kea.kernels.panels import BYTE
 from kea.kernels.program import Kernel, Operation, Own, Program
 from kea.kernels.tiles import TILE_DEPTH
@@ -31,6 +31,7 @@ F32 = NDArray[np.float32]
 
 
 MAX_ROWS_ALONE = 32
+MIN_EVEN_SHARE = 0.85
 """Up to so many rows, each thread makes all of those that a product takes for itself: see `kea.kernels.program.Own`."""
 
 PAGE_BYTES = 4096
@@ -204,14 +205,17 @@ class Recorder:
         x, qkv = self.enter(layer.before_attention, layer.qkv), layer.qkv
         rows = self.buffers.get(f"qkv {qkv.weight.padded_columns}", x.num_rows, qkv.weight.padded_columns)
         a = self._heads_arguments(rows, layer, index, phases)
-        if attention is None or not _are_apart(self.facts.layers[index], layer):
+        spec = self.facts.layers[index]
+        num_groups = spec.num_heads + 2 * spec.num_kv_heads
+        is_even = _is_even(num_groups, self.shape.num_threads) or x.num_rows > MAX_FINE_ROWS
+        if attention is None or not is_even or not _are_apart(spec, layer):
             self.linear("qkv", x, qkv)
             self._row_wise(steps.HEADS, a, x.num_rows)
             return False
         a[steps.LAYER] = attention.address(index)
         call = np.zeros(behind.NUM_CALL, np.int64)
         call[behind.CALL_CODE], call[behind.CALL_ARGUMENTS] = steps.PLACE_HEAD.address, a.ctypes.data
-        call[behind.GROUP_COLUMNS] = size = self.facts.layers[index].key_dim
+        call[behind.GROUP_COLUMNS] = size = spec.key_dim
         self.linear("qkv", x, qkv, Then(behind.CALL, call, size))
         self.holds += [a, attention]
         return True
@@ -258,9 +262,12 @@ class Recorder:
 
     def tiles(self, name: str, num_rows: int, to: Linear, num_threads: int = 1) -> NDArray[np.uint8]:
         """Tiles of rows for a linear, by thread [threads, bytes]."""
-        size = padded(tiles_bytes(num_rows, to.weight.depth, to.weight.kind), PAGE_BYTES)
-        pages = self.buffers.get(name, num_threads * size // PAGE_BYTES, PAGE_BYTES, dtype=np.uint8)
-        return pages.reshape(num_threads, size)
+        size, most = (
+            padded(tiles_bytes(count, to.weight.depth, to.weight.kind), PAGE_BYTES)
+            for count in (num_rows, max(num_rows, MAX_ROWS_ALONE))
+        )
+        pages = self.buffers.get(name, num_threads * most // PAGE_BYTES, PAGE_BYTES, dtype=np.uint8)
+        return pages[: num_threads * size // PAGE_BYTES].reshape(num_threads, size)
 
     def placed(self, index: int) -> tuple[F32, F32, F32]:
         """Queries [T, H, Dk], keys [T, KV, Dk] and values [T, KV, Dv] of a layer."""
@@ -283,7 +290,9 @@ class Recorder:
         rows = np.empty((num_threads, 0, 0), np.float32)
         if name is not None:
             size = padded(self.spec.hidden_size)
-            rows = self.buffers.get(f"{name} {size}", num_threads * num_rows, size).reshape(num_threads, num_rows, size)
+            # As many as there can be, so that a batch that grows moves nothing.
+            most = self.buffers.get(f"{name} {size}", num_threads * max(num_rows, MAX_ROWS_ALONE), size)
+            rows = most[: num_threads * num_rows].reshape(num_threads, num_rows, size)
         tiles = self.tiles("tiles", num_rows, to, num_threads) if to.weight.takes_tiles(num_rows) else None
         return Entering(rows, tiles, num_rows)
 
@@ -298,6 +307,11 @@ class Recorder:
     def _row_wise(self, kernel: Kernel, arguments: NDArray[np.int64], num_rows: int) -> None:
         self.operations.append(Operation(kernel, arguments, -(-num_rows // steps.CHUNK_ROWS)))
         self.holds.append(arguments)
+
+
+def _is_even(num_chunks: int, num_threads: int) -> bool:
+    """Whether so many equal chunks keep all threads busy nearly to the end."""
+    return num_chunks >= MIN_EVEN_SHARE * num_threads * -(-num_chunks // num_threads)
 
 
 def _are_apart(spec: LayerSpec, layer: LayerWeights) -> bool:
