@@ -94,7 +94,7 @@ def _failing_as_input(path: Path) -> Iterator[None]:
 STAGES = {
     "download": "downloading",
     "weights": "reading the weights",
-    "check": "checking; the first start compiles kernels, which can take half a minute",
+    "check": "checking; the first start compiles kernels, which can take a minute",
 }
 
 

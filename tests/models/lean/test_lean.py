@@ -213,12 +213,12 @@ def test_no_step_has_to_wait_for_a_compiler(
     assert len(model.forward(replace(step, logit_rows=step.logit_rows[:0]), model.create_cache(200))) == 0
 
 
-@pytest.mark.parametrize("options", [{}, {"quantize": "int8"}])
+@pytest.mark.parametrize("quantize", [None, "int8"])
 def test_a_batch_that_grows_moves_no_buffer(
-    options: dict[str, str], family_path: FamilyPath, monkeypatch: pytest.MonkeyPatch
+    quantize: str | None, family_path: FamilyPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else whatever was recorded for other sizes would be recorded anew."""
-    model = load_model(family_path("llama"), **options)
+    model = load_model(family_path("llama"), quantize=quantize)
     assert isinstance(model, LeanDecoder)
     cache = model.create_cache(32 * 4)
     monkeypatch.setattr(decoder, "MIN_SHARED_WORK", 0)

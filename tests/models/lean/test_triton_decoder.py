@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -80,7 +81,7 @@ def test_matrices_that_are_no_plain_ones_are_left_to_transformers(
 
     create = modeling_qwen2.Qwen2MLP.__init__
 
-    def create_quantised(mlp: torch.nn.Module, config: object) -> None:
+    def create_quantised(mlp: Any, config: object) -> None:
         create(mlp, config)
         mlp.down_proj = Quantised(mlp.down_proj.in_features, mlp.down_proj.out_features, bias=False)
 

@@ -73,9 +73,10 @@ class DeviceWeights:
 def has_plain_projections(model: Any) -> bool:
     """Whether the layers' matrices are plain ones of the model's type: not quantised, in modules of torch's own."""
     dtype = model.get_input_embeddings().weight.dtype
-    owners = [owner for layer in model.model.layers for owner in ((layer.self_attn, QKV), (layer.self_attn, OUT))]
-    owners += [owner for layer in model.model.layers for owner in ((layer.mlp, GATE_UP), (layer.mlp, DOWN))]
-    modules = [module for owner, choices in owners for module in find_projections(owner, choices)]
+    modules: list[Any] = []
+    for layer in model.model.layers:
+        for owner, choices in ((layer.self_attn, (QKV, OUT)), (layer.mlp, (GATE_UP, DOWN))):
+            modules += [module for names in choices for module in find_projections(owner, names)]
     return all(type(module) is torch.nn.Linear and module.weight.dtype == dtype for module in modules)
 
 
